@@ -1,0 +1,158 @@
+"""Attention through maintained implementations: XLA, cuDNN, splash on TPU."""
+
+import dataclasses
+import functools
+from typing import Literal, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from efficient_llm import sharding
+
+Implementation = Literal['auto', 'xla', 'cudnn', 'splash']
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """Who may attend to whom.
+
+  Attributes:
+    causal: A query sees keys up to its own position in the array.
+    segment_ids_BT: Packed document of each token; attention stays inside one.
+      0 marks padding.
+    allowed_BTS: An explicit mask in place of the two above (a KV cache).
+  """
+
+  causal: bool = dataclasses.field(
+    default=True, metadata={'static': True}
+  )
+  segment_ids_BT: jax.Array | None = None
+  allowed_BTS: jax.Array | None = None
+
+  def dense(self) -> jax.Array | None:
+    """The mask without causality as [B, 1, T, S] booleans."""
+    if self.allowed_BTS is not None:
+      return self.allowed_BTS[:, None]
+    if self.segment_ids_BT is None:
+      return None
+    ids_BT = self.segment_ids_BT
+    return (ids_BT[:, None, :, None] == ids_BT[:, None, None, :])
+
+
+def choose(implementation: Implementation, platform: str) -> Implementation:
+  """The implementation that 'auto' stands for on a platform.
+
+  cuDNN and splash attention work in bfloat16 blocks and are chosen for
+  accelerators only; everything else takes XLA.
+  """
+  if implementation != 'auto':
+    return implementation
+  chosen = {'gpu': 'cudnn', 'cuda': 'cudnn', 'tpu': 'splash'}
+  return cast(Implementation, chosen.get(platform, 'xla'))
+
+
+def attend(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  *,
+  mask: Mask,
+  implementation: Implementation = 'auto',
+) -> jax.Array:
+  """Scaled dot-product attention with grouped key/value heads."""
+  implementation = choose(implementation, jax.default_backend())
+  num_queries = q_BTNH.shape[1]
+  if implementation == 'splash' and _fits_splash(mask, num_queries):
+    return _splash(q_BTNH, k_BSKH, v_BSKH, mask)
+  causal = mask.causal and mask.allowed_BTS is None
+  # cuDNN wants half precision and more than a handful of queries.
+  half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+  use_cudnn = implementation == 'cudnn' and half and num_queries >= 64
+  return jax.nn.dot_product_attention(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    mask=mask.dense(),
+    is_causal=causal,
+    implementation='cudnn' if use_cudnn else 'xla',
+  )
+
+
+def _fits_splash(mask: Mask, num_queries: int) -> bool:
+  """Splash needs whole blocks and no cache."""
+  return mask.allowed_BTS is None and num_queries % 128 == 0
+
+
+def _splash(
+  q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask
+) -> jax.Array:
+  """The TPU kernel, one call per device under shard_map."""
+  mesh = jax.sharding.get_abstract_mesh()
+  ids_BT = mask.segment_ids_BT
+  scale = q_BTNH.shape[-1] ** -0.5
+  heads_first = [
+    x.transpose(0, 2, 1, 3) for x in (q_BTNH * scale, k_BTKH, v_BTKH)
+  ]
+  call = functools.partial(_splash_local, causal=mask.causal)
+  if mesh.empty or mesh.size == 1:
+    return call(*heads_first, ids_BT).transpose(0, 2, 1, 3)
+  rules = sharding.DEFAULT_RULES
+  spec = rules.spec(('batch', 'heads', None, None), mesh.axis_names)
+  ids_spec = rules.spec(('batch', None), mesh.axis_names)
+  mapped = jax.shard_map(
+    call,
+    mesh=mesh,
+    in_specs=(spec, spec, spec, PartitionSpec() if ids_BT is None else ids_spec),
+    out_specs=spec,
+    check_vma=False,
+  )
+  return mapped(*heads_first, ids_BT).transpose(0, 2, 1, 3)
+
+
+def _splash_local(
+  q_BNTH: jax.Array,
+  k_BKTH: jax.Array,
+  v_BKTH: jax.Array,
+  ids_BT: jax.Array | None,
+  *,
+  causal: bool,
+) -> jax.Array:
+  from jax.experimental.pallas.ops.tpu import splash_attention
+
+  _, num_heads, num_tokens, _ = q_BNTH.shape
+  shape = (num_tokens, num_tokens)
+  one = (
+    splash_attention.CausalMask(shape)
+    if causal
+    else splash_attention.FullMask(shape)
+  )
+  multi_head = splash_attention.MultiHeadMask([one] * num_heads)
+  block = min(512, num_tokens)
+  while num_tokens % block:
+    block //= 2
+  blocks = splash_attention.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
+    block_q_dq=block,
+    block_kv_dq=block,
+  )
+  group = num_heads // k_BKTH.shape[1]
+  if group > 1:
+    k_BKTH, v_BKTH = (jnp.repeat(x, group, axis=1) for x in (k_BKTH, v_BKTH))
+  kernel = splash_attention.make_splash_mha_single_device(
+    mask=multi_head, block_sizes=blocks
+  )
+  if ids_BT is None:
+    return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH)
+  return jax.vmap(kernel)(
+    q_BNTH,
+    k_BKTH,
+    v_BKTH,
+    jax.vmap(splash_attention.SegmentIds)(ids_BT, ids_BT),
+  )

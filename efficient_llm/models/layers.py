@@ -1,0 +1,250 @@
+"""Layers of the one stack: norms, rotary positions, attention block, MLP.
+
+Flax NNX modules that hold float32 weights and compute in the configured dtype.
+Every weight carries its LogicalAxes as variable metadata.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_llm import sharding, typing
+from efficient_llm.models import attention, kv_cache
+
+ACTIVATIONS = {
+  'silu': jax.nn.silu,
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'relu': jax.nn.relu,
+}
+
+
+def weight(
+  rngs: nnx.Rngs,
+  sizes: dict[str, int],
+  *,
+  inputs: tuple[str, ...] = (),
+  outputs: tuple[str, ...] = (),
+  std: float | None = None,
+  fill: float | None = None,
+) -> nnx.Param:
+  """A float32 parameter with its named axes.
+
+  Args:
+    rngs: Source of randomness.
+    sizes: Length of every named axis of the model.
+    inputs: Names of the axes that are summed over.
+    outputs: Names of the axes that are produced.
+    std: Standard deviation; 1 / sqrt(inputs' size) by default.
+    fill: A constant instead of a random start.
+  """
+  axes = typing.LogicalAxes(inputs=inputs, outputs=outputs)
+  shape = tuple(sizes[name] for name in axes.names)
+  if fill is not None:
+    return nnx.Param(jnp.full(shape, fill, jnp.float32), axes=axes)
+  if std is None:
+    std = math.prod(sizes[name] for name in inputs) ** -0.5
+  value = std * jax.random.truncated_normal(
+    rngs.params(), -3.0, 3.0, shape, jnp.float32
+  )
+  return nnx.Param(value, axes=axes)
+
+
+class Norm(nnx.Module):
+  """RMSNorm or LayerNorm over the last axis, statistics in float32."""
+
+  def __init__(
+    self, config: Any, *, rngs: nnx.Rngs, axis: str = 'embed'
+  ) -> None:
+    self.epsilon = config.norm_epsilon
+    self.centered = config.norm == 'layer'
+    self.dtype = jnp.dtype(config.dtype)
+    self.scale = weight(rngs, config.sizes, outputs=(axis,), fill=1.0)
+    if self.centered:
+      self.bias = weight(rngs, config.sizes, outputs=(axis,), fill=0.0)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    if self.centered:
+      x -= x.mean(-1, keepdims=True)
+    variance = jnp.square(x).mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+    if self.centered:
+      x += self.bias[...]
+    return x.astype(self.dtype)
+
+
+class Linear(nnx.Module):
+  """Matrix product over named axes, with an optional bias."""
+
+  def __init__(
+    self,
+    config: Any,
+    *,
+    rngs: nnx.Rngs,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    bias: bool,
+    scale: float = 1.0,
+  ) -> None:
+    self.num_inputs = len(inputs)
+    self.dtype = jnp.dtype(config.dtype)
+    fan_in = math.prod(config.sizes[name] for name in inputs)
+    std = config.init_std or fan_in**-0.5
+    self.kernel = weight(
+      rngs, config.sizes, inputs=inputs, outputs=outputs, std=std * scale
+    )
+    if bias:
+      self.bias = weight(rngs, config.sizes, outputs=outputs, fill=0.0)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.kernel[...].astype(self.dtype)
+    y = jnp.tensordot(x, kernel, axes=self.num_inputs)
+    if hasattr(self, 'bias'):
+      y += self.bias[...].astype(self.dtype)
+    return y
+
+
+def rotary_tables(
+  positions_BT: jax.Array, *, head_dim: int, base: float
+) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines [B, T, 1, H/2] of the rotary angles, float32.
+
+  Source: Su et al. 2021, RoFormer, equation 34, arXiv:2104.09864. Differs: the
+  two halves of a head are the pairs, as in Llama.
+  """
+  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  angles = positions_BT[..., None].astype(jnp.float32) * base**-exponents
+  return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+
+
+def rotate(
+  x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Applies rotary positions to queries or keys."""
+  cos, sin = tables
+  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  rotated = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(rotated, -1).astype(x_BTNH.dtype)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention with grouped key/value heads."""
+
+  def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
+    self.implementation = config.attention_implementation
+    self.qk_norm = config.qk_norm
+    embed, head = ('embed',), ('heads', 'head_dim')
+    kv_head = ('kv_heads', 'head_dim')
+
+    def project(outputs: tuple[str, ...]) -> Linear:
+      return Linear(
+        config,
+        rngs=rngs,
+        inputs=embed,
+        outputs=outputs,
+        bias=config.qkv_bias,
+      )
+
+    self.query, self.key = project(head), project(kv_head)
+    self.value = project(kv_head)
+    self.out = Linear(
+      config,
+      rngs=rngs,
+      inputs=head,
+      outputs=embed,
+      bias=config.bias,
+      scale=config.residual_scale,
+    )
+    if self.qk_norm:
+      self.query_norm = Norm(config, rngs=rngs, axis='head_dim')
+      self.key_norm = Norm(config, rngs=rngs, axis='head_dim')
+
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    *,
+    mask: attention.Mask,
+    rotary: tuple[jax.Array, jax.Array] | None,
+    cache: kv_cache.KVCache | None = None,
+    layer: int = 0,
+  ) -> tuple[jax.Array, kv_cache.KVCache | None]:
+    q_BTNH, k_BTKH = self.query(x_BTD), self.key(x_BTD)
+    v_BTKH = self.value(x_BTD)
+    if self.qk_norm:
+      q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+    if rotary is not None:
+      q_BTNH, k_BTKH = rotate(q_BTNH, rotary), rotate(k_BTKH, rotary)
+    q_BTNH = sharding.constrain(q_BTNH, ('batch', None, 'heads', None))
+    k_BTKH = sharding.constrain(k_BTKH, ('batch', None, 'kv_heads', None))
+    if cache is not None:
+      cache = cache.append(k_BTKH, v_BTKH, layer=layer)
+      k_BTKH, v_BTKH = cache.layer(layer)
+    y_BTNH = attention.attend(
+      q_BTNH, k_BTKH, v_BTKH, mask=mask, implementation=self.implementation
+    )
+    return self.out(y_BTNH), cache
+
+
+class MLP(nnx.Module):
+  """Two matrices and an activation, optionally gated (GLU)."""
+
+  def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
+    self.activation = config.activation
+
+    def expand() -> Linear:
+      return Linear(
+        config,
+        rngs=rngs,
+        inputs=('embed',),
+        outputs=('mlp',),
+        bias=config.bias,
+      )
+
+    self.up = expand()
+    if config.gated:
+      self.gate = expand()
+    self.down = Linear(
+      config,
+      rngs=rngs,
+      inputs=('mlp',),
+      outputs=('embed',),
+      bias=config.bias,
+      scale=config.residual_scale,
+    )
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    activation = ACTIVATIONS[self.activation]
+    up_BTF = self.up(x_BTD)
+    if hasattr(self, 'gate'):
+      hidden_BTF = activation(self.gate(x_BTD)) * up_BTF
+    else:
+      hidden_BTF = activation(up_BTF)
+    hidden_BTF = sharding.constrain(hidden_BTF, ('batch', None, 'mlp'))
+    return self.down(hidden_BTF)
+
+
+class Block(nnx.Module):
+  """One layer: attention and MLP, each with its norm and residual."""
+
+  def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
+    self.post_norm = config.norm_placement == 'post'
+    self.attention_norm = Norm(config, rngs=rngs)
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp_norm = Norm(config, rngs=rngs)
+    self.mlp = MLP(config, rngs=rngs)
+
+  def __call__(
+    self, x_BTD: jax.Array, **attention_inputs: Any
+  ) -> tuple[jax.Array, kv_cache.KVCache | None]:
+    h_BTD = x_BTD if self.post_norm else self.attention_norm(x_BTD)
+    h_BTD, cache = self.attention(h_BTD, **attention_inputs)
+    x_BTD = x_BTD + h_BTD
+    if self.post_norm:
+      x_BTD = self.attention_norm(x_BTD)
+      return self.mlp_norm(x_BTD + self.mlp(x_BTD)), cache
+    x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+    return sharding.constrain(x_BTD, ('batch', None, None)), cache
