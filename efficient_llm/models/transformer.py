@@ -41,7 +41,7 @@ class TransformerConfig:
     attention_implementation: 'xla', 'cudnn', 'splash'; 'auto' by platform.
   """
 
-  vocab_size: int = 259
+  vocab_size: int = 320
   num_layers: int = 4
   embed_dim: int = 128
   num_heads: int = 4

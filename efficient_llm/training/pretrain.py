@@ -1,0 +1,353 @@
+"""Training a language model on text: configuration, program, run.
+
+READ FIRST of the package: `train` is what `experiments.pretrain` calls, and
+what scaling ladders call for every rung.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from efficient_llm import optimizer as optimizer_lib
+from efficient_llm import sharding, typing
+from efficient_llm.data import pipeline
+from efficient_llm.models import attention, transformer
+from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.training import loop as loop_lib
+from efficient_llm.training import objectives, report, step, strict_json
+from efficient_llm.training import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+  """All there is to a pre-training run.
+
+  Attributes:
+    sampling: How the samples at the end are drawn (causal models).
+    sample_prompts: Their beginnings; empty for none.
+    z_loss: Weight of the log-partition penalty.
+    seed: Of the initial parameters; data.seed orders the data.
+  """
+
+  model: transformer.TransformerConfig = transformer.TransformerConfig()
+  data: pipeline.DataConfig = pipeline.DataConfig()
+  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
+  loop: loop_lib.LoopConfig = loop_lib.LoopConfig()
+  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  sampling: sampling_lib.SamplingConfig = sampling_lib.SamplingConfig()
+  sample_prompts: tuple[str, ...] = ()
+  z_loss: float = 0.0
+  seed: int = 0
+
+  def validate(self) -> None:
+    """Checks every part and the rules across them, before any compilation."""
+    for field in dataclasses.fields(self):
+      part = getattr(self, field.name)
+      if hasattr(part, 'validate'):
+        part.validate()
+    if self.data.sequence_length > self.model.max_positions:
+      raise ValueError(
+        f'data.sequence_length={self.data.sequence_length} must not exceed '
+        f'model.max_positions={self.model.max_positions}; change one of them.'
+      )
+    if self.data.batch_size % self.loop.num_microbatches:
+      raise ValueError(
+        f'data.batch_size={self.data.batch_size} must be divisible by '
+        f'loop.num_microbatches={self.loop.num_microbatches}.'
+      )
+    if self.model.causal != (self.data.objective == 'causal'):
+      raise ValueError(
+        f'model.causal={self.model.causal} needs data.objective='
+        f'{"causal" if self.model.causal else "masked"}, got '
+        f'{self.data.objective!r}.'
+      )
+    optimizer_lib.make_schedule(self.optimizer, num_steps=self.loop.num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The compiled-on-first-use functions of a run and what they work on.
+
+  Attributes:
+    mesh: The device mesh; calls happen inside `jax.set_mesh(mesh)`.
+    train_step: (state, batch) -> (state, metrics), donating the state.
+    eval_step: (params, batch) -> Loss.
+    init_state: Makes the state of step 0, already sharded.
+    abstract_state: Shapes, dtypes and shardings of the state.
+    abstract_batch: The same for a batch.
+    batch_sharding: Where a batch's rows lie.
+  """
+
+  mesh: Mesh
+  train_step: step.TrainStep
+  eval_step: step.EvalStep
+  init_state: Callable[[], state_lib.TrainState]
+  abstract_state: state_lib.TrainState
+  abstract_batch: Mapping[str, jax.ShapeDtypeStruct]
+  batch_sharding: jax.sharding.NamedSharding
+
+
+def build(config: PretrainConfig, mesh: Mesh) -> Program:
+  """Puts model, optimiser and shardings together; compiles nothing yet.
+
+  Args:
+    config: The run.
+    mesh: Its devices, which may be compile-only ones.
+  Raises:
+    ValueError: If the model or the batch does not fit the mesh.
+  """
+  platform = mesh.devices.flat[0].platform
+  model = dataclasses.replace(
+    config.model,
+    attention_implementation=attention.choose(
+      config.model.attention_implementation, platform
+    ),
+  )
+  axes = transformer.logical_axes(model)
+  optimizer = optimizer_lib.make_optimizer(
+    config.optimizer, axes, num_steps=config.loop.num_steps
+  )
+
+  def init_state(key: jax.Array) -> state_lib.TrainState:
+    init_key, train_key = jax.random.split(key)
+    params = transformer.init(model, init_key)
+    return state_lib.create(params, optimizer, train_key)
+
+  shapes = jax.eval_shape(init_state, jax.random.key(0))
+  shardings = state_lib.shardings(shapes, axes, mesh)
+  sharding.check_batch_size(
+    mesh, config.data.batch_size // config.loop.num_microbatches
+  )
+  batch_sharding = sharding.batch_sharding(mesh)
+  loss_fn = objectives.language_model_loss(model, z_loss=config.z_loss)
+  train_step = step.make_train_step(
+    loss_fn,
+    optimizer,
+    num_microbatches=config.loop.num_microbatches,
+    skip_nonfinite=config.loop.nonfinite == 'skip',
+  )
+  eval_loss = objectives.language_model_loss(model)
+  return Program(
+    mesh=mesh,
+    train_step=step.jit_train_step(train_step, shardings, batch_sharding),
+    eval_step=step.jit_eval_step(eval_loss, shardings, batch_sharding),
+    init_state=functools.partial(
+      jax.jit(init_state, out_shardings=shardings), jax.random.key(config.seed)
+    ),
+    abstract_state=state_lib.abstract(shapes, shardings),
+    abstract_batch=abstract_batch(config.data, batch_sharding),
+    batch_sharding=batch_sharding,
+  )
+
+
+def abstract_batch(
+  config: pipeline.DataConfig, batch_sharding: jax.sharding.Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shape, dtype and sharding of everything in a batch."""
+  shape = (config.batch_size, config.sequence_length)
+  dtypes = dict.fromkeys(
+    ('tokens', 'targets', 'segment_ids', 'positions'), jnp.int32
+  )
+  dtypes['loss_weights'] = jnp.float32
+  return {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
+    for name, dtype in dtypes.items()
+  }
+
+
+def train(
+  config: PretrainConfig, *, workdir: str | pathlib.Path
+) -> loop_lib.Outcome:
+  """Trains, evaluates, samples and writes result.json and report.html.
+
+  A second call with the same working directory continues the first.
+  """
+  config.validate()
+  workdir = pathlib.Path(workdir)
+  mesh = sharding.make_mesh(config.mesh)
+  program = build(config, mesh)
+  open_split = functools.partial(
+    pipeline.open_dataset, config.data, cache_dir=workdir / 'cache'
+  )
+  dataset = open_split(split='train')
+  check_vocabulary(config.model, dataset.tokenizer)
+  validation = (
+    open_split(split='validation')
+    if config.data.validation_fraction or config.data.validation_path
+    else None
+  )
+  process = (jax.process_index(), jax.process_count())
+  num_params = transformer.num_params(config.model)
+  logging.info(
+    'Model: %s parameters; %s', f'{num_params:,}', _describe_mesh(mesh)
+  )
+  evaluate = None
+  if validation is not None:
+    evaluate = functools.partial(
+      evaluate_params, program, validation, config.loop.eval_batches, process
+    )
+  flops_per_token = transformer.flops_per_token(
+    config.model, num_tokens=config.data.sequence_length
+  )
+  with jax.set_mesh(mesh):
+    outcome = loop_lib.run(
+      config.loop,
+      loop_lib.Task(
+        title='pretrain',
+        step=program.train_step,
+        batches=dataset.iterate(process=process),
+        place=lambda batch: sharding.to_global(batch, program.batch_sharding),
+        evaluate=None
+        if evaluate is None
+        else lambda state: evaluate(state.params),
+        metadata=checkpoint_metadata(config, dataset),
+        flops_per_token=flops_per_token,
+      ),
+      make_state=program.init_state,
+      abstract_state=program.abstract_state,
+      workdir=workdir,
+    )
+    if outcome.stopped_by is None:
+      result = {
+        'num_params': num_params,
+        'num_steps': config.loop.num_steps,
+        'num_tokens': outcome.num_tokens,
+        'flops': outcome.num_tokens * flops_per_token,
+        'train_secs': outcome.train_secs,
+        'data': dataset.statistics(),
+        'samples': draw_samples(
+          config, outcome.state.params, dataset.tokenizer
+        ),
+        'config': dataclasses.asdict(config),
+      }
+      for name, value in outcome.eval_metrics.items():
+        key = name if name == 'bits_per_byte' else f'eval_{name}'
+        result[key] = value
+      finish(result, workdir=workdir, title='Pre-training')
+  return outcome
+
+
+def finish(
+  result: Mapping[str, Any], *, workdir: pathlib.Path, title: str
+) -> None:
+  """Writes result.json and report.html, on the first process only."""
+  if jax.process_index() != 0:
+    return
+  report.write_result(workdir, result)
+  report.write_report(
+    workdir, title=title, sections=report.training_sections(workdir)
+  )
+
+
+def evaluate_params(
+  program: Program,
+  dataset: pipeline.Dataset,
+  num_batches: int | None,
+  process: tuple[int, int],
+  params: typing.Params,
+) -> dict[str, float]:
+  """Mean loss in nats per token, accuracy, perplexity and bits per byte."""
+  total = None
+  batches = dataset.iterate(process=process, repeat=False)
+  for index, batch in enumerate(batches):
+    if num_batches is not None and index >= num_batches:
+      break
+    placed = sharding.to_global(batch, program.batch_sharding)
+    loss = program.eval_step(params, placed)
+    total = loss if total is None else jax.tree.map(jnp.add, total, loss)
+  if total is None:
+    raise ValueError('The validation split has no batch; add text to it.')
+  total = jax.device_get(total)
+  weight = max(float(total.weight), 1e-9)
+  nats = float(total.metrics['nats']) / weight
+  found = dataset.statistics()
+  values = {
+    'loss': nats,
+    'accuracy': float(total.metrics['accuracy']) / weight,
+    'perplexity': math.exp(min(nats, 700.0)),
+  }
+  if dataset.config.objective == 'causal':
+    # Tokens of a document predict its bytes, end mark included.
+    values['bits_per_byte'] = nats / math.log(2) / found['bytes_per_token']
+  return values
+
+
+def checkpoint_metadata(
+  config: PretrainConfig, dataset: pipeline.Dataset
+) -> dict[str, Any]:
+  """What a reader of a checkpoint needs besides the arrays."""
+  as_data = json.loads(strict_json.to_json(dataclasses.asdict(config)))
+  return {
+    'config': as_data,
+    'model': as_data['model'],
+    'tokenizer': {
+      'name': config.data.tokenizer,
+      'fingerprint': dataset.tokenizer.fingerprint,
+    },
+  }
+
+
+def check_vocabulary(
+  model: transformer.TransformerConfig, tokenizer: Any
+) -> None:
+  """Refuses a tokenizer whose numbers the model has no rows for."""
+  if tokenizer.vocab_size > model.vocab_size:
+    raise ValueError(
+      f'model.vocab_size={model.vocab_size} must be at least the '
+      f"tokenizer's {tokenizer.vocab_size}; set "
+      f'--config.model.vocab_size={-(-tokenizer.vocab_size // 64) * 64}.'
+    )
+
+
+def draw_samples(
+  config: PretrainConfig, params: typing.Params, tokenizer: Any
+) -> list[dict[str, str]]:
+  """Completes the configured prompts with the trained model."""
+  if not config.sample_prompts or not config.model.causal:
+    return []
+  begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  prompts = [
+    [*begin, *tokenizer.encode(text).tolist()] for text in config.sample_prompts
+  ]
+  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+  if lengths.min() == 0:
+    raise ValueError(
+      'A sample prompt is empty and the tokenizer has no start token; set '
+      '--config.sample_prompts.'
+    )
+  padded = np.zeros((len(prompts), lengths.max()), np.int32)
+  for row, prompt in zip(padded, prompts, strict=True):
+    row[: len(prompt)] = prompt
+  stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+  completion = jax.device_get(
+    sampling_lib.generate(
+      config.model,
+      params,
+      jnp.asarray(padded),
+      jnp.asarray(lengths),
+      dataclasses.replace(config.sampling, stop_tokens=stop),
+      jax.random.key(config.seed),
+    )
+  )
+  return [
+    {'prompt': prompt, 'text': tokenizer.decode(tokens[:length].tolist())}
+    for prompt, tokens, length in zip(
+      config.sample_prompts, completion.tokens, completion.lengths, strict=True
+    )
+  ]
+
+
+def _describe_mesh(mesh: Mesh) -> str:
+  device = mesh.devices.flat[0]
+  shape = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
+  return f'{mesh.size} x {device.device_kind} ({shape})'
