@@ -145,9 +145,14 @@ def main() -> None:
       print(row, file=sys.stderr, flush=True)
       if 'mfu' in row:
         break
+  labels = (
+    arguments.model,
+    'packed' if arguments.packed else None,
+    'quick' if arguments.quick else None,
+  )
   best = max((row.get('mfu') or 0.0) for row in rows)
   harness.record(
-    'train_mfu_quick' if arguments.quick else 'train_mfu',
+    '_'.join(('train_mfu', *filter(None, labels))),
     {'best_mfu': best, 'rows': rows},
   )
 

@@ -17,13 +17,18 @@ class OptimizerConfig:
   """AdamW or Muon with a schedule and gradient clipping.
 
   Attributes:
-    name: 'muon' orthogonalises the updates of matrices inside the layers and
-      leaves tables, norms and biases to AdamW (Jordan et al. 2024).
+    name: 'muon' orthogonalises the updates of inner matrices and leaves tables,
+      output matrix, norms and biases to AdamW with Nesterov momentum (Jordan et
+      al. 2024).
     learning_rate: Peak.
     schedule: 'wsd' is warm-up, stable, linear decay (Hu et al. 2024).
     warmup_steps: Linear from 0 to the peak.
-    decay_fraction: Share of the steps over which 'wsd' decays.
-    final_fraction: Last learning rate as a share of the peak.
+    decay_fraction: Share of the steps over which 'wsd' decays, at most those
+      after warm-up.
+    final_fraction: Learning rate after the last step as a share of the peak.
+    epsilon: Added to the root of the second moment.
+    weight_decay: Times the learning rate, taken off matrices and tables; norms
+      and biases do not decay.
     clip_norm: Global gradient norm is cut to this; None leaves it.
     muon_scale: Root mean square of Muon's update; 0.2 makes AdamW's learning
       rate and weight decay fit (Liu et al. 2025, arXiv:2502.16982).
@@ -44,14 +49,17 @@ class OptimizerConfig:
   muon_scale: float = 0.2
 
   def validate(self) -> None:
-    if not 0 < self.learning_rate < float('inf'):
-      raise ValueError(
-        f'optimizer.learning_rate={self.learning_rate} must be positive.'
-      )
-    if self.warmup_steps < 0:
-      raise ValueError(
-        f'optimizer.warmup_steps={self.warmup_steps} must be 0 or more.'
-      )
+    typing.check_choices(self, name='optimizer')
+    for name in ('learning_rate', 'epsilon', 'muon_scale'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise ValueError(
+          f'optimizer.{name}={getattr(self, name)} must be positive.'
+        )
+    for name in ('warmup_steps', 'weight_decay'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise ValueError(
+          f'optimizer.{name}={getattr(self, name)} must be 0 or more.'
+        )
     for name in ('b1', 'b2', 'muon_momentum'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(
@@ -62,7 +70,7 @@ class OptimizerConfig:
         raise ValueError(
           f'optimizer.{name}={getattr(self, name)} must be in [0, 1].'
         )
-    if self.clip_norm is not None and self.clip_norm <= 0:
+    if self.clip_norm is not None and not self.clip_norm > 0:
       raise ValueError(
         f'optimizer.clip_norm={self.clip_norm} must be positive; None is off.'
       )
@@ -86,6 +94,9 @@ def make_schedule(
 ) -> Callable[[Any], Any]:
   """Learning rate by step.
 
+  Args:
+    config: Settings.
+    num_steps: Length of the schedule; behind it the last value holds.
   Raises:
     ValueError: If warm-up leaves no step for the rest.
   """
@@ -105,12 +116,12 @@ def make_schedule(
       decay_steps=num_steps,
       end_value=final,
     )
-  decay = int(num_steps * config.decay_fraction)
+  decay = min(int(num_steps * config.decay_fraction), num_steps - warmup)
   pieces = [optax.linear_schedule(0.0, peak, warmup), lambda _: peak]
   boundaries = [warmup]
   if config.schedule == 'wsd':
     pieces.append(optax.linear_schedule(peak, final, decay))
-    boundaries.append(max(warmup, num_steps - decay))
+    boundaries.append(num_steps - decay)
   return optax.join_schedules(pieces, boundaries)
 
 
@@ -124,6 +135,8 @@ def make_optimizer(
     axes: Tree of LogicalAxes: weight decay takes matrices only, and Muon learns
       from it which axes are inputs and which outputs.
     num_steps: Length of the schedule.
+  Raises:
+    ValueError: If the configuration breaks a rule.
   """
   schedule = make_schedule(config, num_steps=num_steps)
   is_matrix = jax.tree.map(lambda leaf: leaf.is_matrix, axes)
@@ -137,16 +150,20 @@ def make_optimizer(
       mask=is_matrix,
     )
   else:
-    update = contrib.muon(
-      schedule,
-      beta=config.muon_momentum,
-      weight_decay=config.weight_decay,
-      weight_decay_mask=is_matrix,
-      adam_b1=config.b1,
-      adam_b2=config.b2,
-      adam_weight_decay=config.weight_decay,
-      muon_weight_dimension_numbers=muon_dimensions(axes),
-      consistent_rms=config.muon_scale,
+    # Decay and schedule are applied outside: inside, `contrib.muon` would decay
+    # norms and biases too. It already returns the descending direction.
+    update = optax.chain(
+      contrib.muon(
+        1.0,
+        beta=config.muon_momentum,
+        eps=config.epsilon,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=muon_dimensions(axes),
+        consistent_rms=config.muon_scale,
+      ),
+      optax.add_decayed_weights(-config.weight_decay, mask=is_matrix),
+      optax.scale_by_schedule(schedule),
     )
   if config.clip_norm is not None:
     update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
@@ -154,7 +171,11 @@ def make_optimizer(
 
 
 def muon_dimensions(axes: typing.PyTree) -> typing.PyTree:
-  """Which axes Muon multiplies over; None leaves the parameter to AdamW."""
+  """Which axes Muon multiplies over; None leaves the parameter to AdamW.
+
+  Args:
+    axes: Tree of LogicalAxes.
+  """
 
   def one(leaf: typing.LogicalAxes) -> contrib.MuonDimensionNumbers | None:
     looked_up = {'vocab', 'positions', 'token_types'}

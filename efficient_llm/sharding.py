@@ -7,7 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from efficient_llm import typing
 
@@ -43,6 +49,8 @@ class MeshConfig:
   def sizes(self, num_devices: int) -> tuple[int, ...]:
     """Mesh shape for this many devices.
 
+    Args:
+      num_devices: All devices of the mesh.
     Raises:
       ValueError: If the sizes do not multiply to `num_devices`.
     """
@@ -65,6 +73,8 @@ def make_mesh(
   Args:
     config: Axis sizes.
     devices: Devices to use, also compile-only ones; all devices by default.
+  Raises:
+    ValueError: If the sizes fit neither the devices nor their slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = config.sizes(len(devices))
@@ -115,7 +125,12 @@ class AxisRules:
   def spec(
     self, names: Sequence[str | None], mesh_axes: Sequence[str]
   ) -> PartitionSpec:
-    """PartitionSpec for named dimensions; a mesh axis is used only once."""
+    """PartitionSpec for named dimensions; a mesh axis is used only once.
+
+    Args:
+      names: One per dimension; None leaves it whole.
+      mesh_axes: Those of the mesh; rules about others do not apply.
+    """
     used: set[str] = set()
     entries = []
     for name in names:
@@ -143,7 +158,7 @@ DEFAULT_RULES = AxisRules(
 
 
 def param_shardings(
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
   axes: typing.PyTree,
   shapes: typing.PyTree,
   *,
@@ -189,18 +204,23 @@ def num_shards(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """Sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(
-  mesh: Mesh, *, rules: AxisRules = DEFAULT_RULES
+  mesh: Mesh | AbstractMesh, *, rules: AxisRules = DEFAULT_RULES
 ) -> NamedSharding:
   """Sharding of a [batch, ...] array: rows over the data and fsdp axes."""
   return NamedSharding(mesh, rules.spec(('batch',), mesh.axis_names))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-  """Refuses a batch that the mesh cannot share evenly."""
+def check_batch_size(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
+  """Refuses a batch that the mesh cannot share evenly.
+
+  Raises:
+    ValueError: With the next legal size.
+  """
   spec = batch_sharding(mesh).spec
   parts = num_shards(mesh, spec[0])
   if batch_size % parts:
@@ -216,21 +236,53 @@ def constrain(
   *,
   rules: AxisRules = DEFAULT_RULES,
 ) -> jax.Array:
-  """Shards an activation by its axis names; nothing outside `jax.set_mesh`."""
+  """Shards an activation by its axis names; nothing outside `jax.set_mesh`.
+
+  Args:
+    x: The activation.
+    names: One per dimension; None leaves it whole.
+    rules: The rule table.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
+  spec = divisible_spec(x.shape, names, mesh, rules=rules)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def divisible_spec(
+  shape: Sequence[int],
+  names: Sequence[str | None],
+  mesh: Mesh | AbstractMesh,
+  *,
+  rules: AxisRules = DEFAULT_RULES,
+) -> PartitionSpec:
+  """The rules' spec, without the entries that do not divide their dimension.
+
+  A single prompt cannot be shared by eight devices: it is left whole.
+
+  Args:
+    shape: Of the array.
+    names: One per dimension.
+    mesh: The device mesh.
+    rules: The rule table.
+  """
   spec = rules.spec(names, mesh.axis_names)
-  # A single prompt cannot be shared by eight devices: leave it whole.
-  whole = (
-    entry if size % num_shards(mesh, entry) == 0 else None
-    for size, entry in zip(x.shape, spec, strict=True)
+  return PartitionSpec(
+    *(
+      entry if size % num_shards(mesh, entry) == 0 else None
+      for size, entry in zip(shape, spec, strict=True)
+    )
   )
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*whole))
 
 
 def to_global(batch: typing.Batch, sharding: NamedSharding) -> typing.Batch:
-  """Makes global arrays of this process's rows."""
+  """Makes global arrays of this process's rows.
+
+  Args:
+    batch: Rows of this process.
+    sharding: Of the rows of all processes.
+  """
   if jax.process_count() == 1:
     return jax.device_put(batch, sharding)
   return {

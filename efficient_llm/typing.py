@@ -10,7 +10,7 @@ Dimension key, used in shapes ('B T D') and as suffixes of locals (x_BTD):
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import beartype
 import jaxtyping
@@ -28,6 +28,7 @@ __all__ = [
   'Params',
   'PyTree',
   'Scalar',
+  'check_choices',
   'typed',
 ]
 
@@ -47,8 +48,30 @@ def typed(function: _Function) -> _Function:
   """Checks the annotated shapes and dtypes at every call.
 
   Inside a jitted function the check runs once, while tracing.
+
+  Args:
+    function: Annotated with the aliases of this module.
+  Returns:
+    The function, which now refuses arrays of another shape or dtype.
   """
   return jaxtyping.jaxtyped(typechecker=beartype.beartype)(function)
+
+
+def check_choices(config: Any, *, name: str) -> None:
+  """Refuses a value that the `Literal` type of its field does not list.
+
+  Args:
+    config: A dataclass.
+    name: What it is called in the whole configuration.
+  Raises:
+    ValueError: Lists the choices.
+  """
+  for field, hint in get_type_hints(type(config)).items():
+    value, choices = getattr(config, field), get_args(hint)
+    if get_origin(hint) is Literal and value not in choices:
+      raise ValueError(
+        f'{name}.{field}={value!r} must be one of {", ".join(choices)}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,5 +103,9 @@ class LogicalAxes:
     return bool(self.inputs) and bool(self.outputs)
 
   def stacked(self, name: str) -> 'LogicalAxes':
-    """The same axes behind one more leading axis."""
+    """The same axes behind one more leading axis.
+
+    Args:
+      name: Of the new axis.
+    """
     return dataclasses.replace(self, stack=(name, *self.stack))

@@ -3,12 +3,22 @@
 import ast
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 _TRUE, _FALSE = ('true', '1', 'yes'), ('false', '0', 'no')
+_LONGEST_SHOWN = 80
+# What `ast.literal_eval` raises for text that is no literal.
+_LITERAL_ERRORS = (
+  SyntaxError,
+  ValueError,
+  TypeError,
+  MemoryError,
+  RecursionError,
+)
 
 
 def apply_overrides(config: Any, overrides: Mapping[str, str]) -> Any:
@@ -26,7 +36,10 @@ def apply_overrides(config: Any, overrides: Mapping[str, str]) -> Any:
       its type.
   """
   for name, text in overrides.items():
-    config = _override(config, name.split('.'), text, full_name=name)
+    names = name.split('.')
+    if not _leads_to(config, names):
+      raise ValueError(_unknown(config, name))
+    config = _override(config, names, text, full_name=name)
   return config
 
 
@@ -73,7 +86,7 @@ def parse(text: str, hint: Any, *, name: str) -> Any:
       except ValueError:
         continue
   raise ValueError(
-    f'--config.{name}={text} must be {describe(hint)}; for example '
+    f'--config.{name}={_shown(text)} must be {describe(hint)}; for example '
     f'--config.{name}={_example(options)}.'
   )
 
@@ -99,13 +112,21 @@ def describe(hint: Any) -> str:
   return ' or '.join(parts)
 
 
+def _leads_to(config: Any, path: list[str]) -> bool:
+  """Whether a path names a field, or goes on behind one that has no fields."""
+  for name in path:
+    if not dataclasses.is_dataclass(config):
+      return True
+    if name not in {field.name for field in dataclasses.fields(config)}:
+      return False
+    config = getattr(config, name)
+  return True
+
+
 def _override(
   config: Any, path: list[str], text: str, *, full_name: str
 ) -> Any:
   name, *rest = path
-  fields = {field.name for field in dataclasses.fields(config)}
-  if name not in fields:
-    raise ValueError(_unknown(config, name, full_name))
   value = getattr(config, name)
   if dataclasses.is_dataclass(value):
     if not rest:
@@ -117,8 +138,8 @@ def _override(
     changed = _override(value, rest, text, full_name=full_name)
   elif rest:
     raise ValueError(
-      f'--config.{full_name} does not exist: {name} is a single field; set '
-      f'--config.{full_name.removesuffix("." + ".".join(rest))}.'
+      f'--config.{_shown(full_name)} does not exist: {name} is a single field; '
+      f'set --config.{full_name.removesuffix("." + ".".join(rest))}.'
     )
   else:
     hint = typing.get_type_hints(type(config))[name]
@@ -126,21 +147,26 @@ def _override(
   return dataclasses.replace(config, **{name: changed})
 
 
-def _unknown(config: Any, name: str, full_name: str) -> str:
-  prefix = full_name[: full_name.rfind(name)]
-  known = [field.name for field in dataclasses.fields(config)]
-  near = [f'{prefix}{found}' for found in difflib.get_close_matches(name, known)]
-  # A forgotten or wrong group: the last part may exist elsewhere.
-  last = full_name.rsplit('.', 1)[-1]
-  near += [
-    found
-    for found in field_names(config)
-    if found.rsplit('.', 1)[-1] == last and found not in near
-  ]
-  remedy = f'did you mean {" or ".join(near[:3])}?' if near else (
-    f'the fields there are {", ".join(known)}.'
+def _unknown(config: Any, name: str) -> str:
+  """Says that there is no such field, and which one may have been meant."""
+  known = list(field_names(config))
+  last = name.rsplit('.', 1)[-1]
+  # In a forgotten or wrong group the last part is right.
+  near = [found for found in known if found.rsplit('.', 1)[-1] == last]
+  near = near or difflib.get_close_matches(name, known)
+  if near:
+    remedy = f'did you mean {" or ".join(near[:3])}?'
+  else:
+    remedy = '--print_config shows all fields.'
+  return (
+    f'--config.{_shown(name)} is not a field of the configuration; {remedy}'
   )
-  return f'--config.{full_name} is not a field of the configuration; {remedy}'
+
+
+def _shown(text: str) -> str:
+  """The user's text as part of a line."""
+  line = ' '.join(text.split())
+  return line if len(line) <= _LONGEST_SHOWN else line[:_LONGEST_SHOWN] + '...'
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -166,10 +192,17 @@ def _parse_one(text: str, hint: Any, *, name: str) -> Any:
   if hint is int:
     return _parse_int(text)
   if hint is float:
-    return float(text)
+    return _parse_float(text)
   if hint is str:
     return text
   raise ValueError(text)
+
+
+def _parse_float(text: str) -> float:
+  number = float(text)
+  if not math.isfinite(number):
+    raise ValueError(text)
+  return number
 
 
 def _parse_int(text: str) -> int:
@@ -188,7 +221,7 @@ def _parse_tuple(text: str, element: Any, *, name: str) -> tuple[Any, ...]:
   if text[:1] in ('(', '['):
     try:
       items = ast.literal_eval(text)
-    except (SyntaxError, ValueError) as error:
+    except _LITERAL_ERRORS as error:
       raise ValueError(text) from error
     if not isinstance(items, (list, tuple)):
       raise ValueError(text)
@@ -222,7 +255,9 @@ def _is_a(value: Any, hint: Any) -> bool:
         _is_a(item, element) for item in value
       )
     elif option is float:
-      matches = isinstance(value, (int, float)) and not isinstance(value, bool)
+      matches = _is_a(value, int) or (
+        isinstance(value, float) and math.isfinite(value)
+      )
     elif option is int:
       matches = isinstance(value, int) and not isinstance(value, bool)
     else:

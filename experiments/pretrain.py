@@ -1,7 +1,7 @@
 """Trains a language model on text.
 
-    ./run.sh python -m experiments.pretrain --workdir=out/mine \
-        --config.data.path=my_texts/
+./run.sh python -m experiments.pretrain --workdir=out/mine \
+  --config.data.path=my_texts/
 """
 
 import pathlib

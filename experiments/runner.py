@@ -1,42 +1,27 @@
-"""What every binary does: parse, check, write the configuration down, run.
+"""What every binary does: parse, check, write the configuration down, run."""
 
-Exit codes: 0 done, 1 failure, 2 bad input (one line says what to change), 3
-stopped by a signal and checkpointed: the same command continues.
-"""
-
+import contextlib
 import dataclasses
-import errno
-import importlib.util
 import logging as std_logging
 import pathlib
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 
-from efficient_llm.training import loop, strict_json
-from experiments import overrides
+from efficient_llm.training import processes, strict_json
+from experiments import configuration, exits
 
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
+DONE, FAILED = exits.DONE, exits.FAILED
+BAD_INPUT, STOPPED = exits.BAD_INPUT, exits.STOPPED
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
+load_config, resolve = configuration.load, configuration.resolve
+
 _CONFIG = '--config'
-_STORAGE_ERRORS = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EROFS,
-  errno.EACCES,
-  errno.EPERM,
-  errno.EFBIG,
-  errno.ENOTDIR,
-  errno.EISDIR,
-)
-
-_Config = TypeVar('_Config')
 
 
 def define_flags(*, workdir: str | None) -> None:
@@ -103,13 +88,13 @@ def main(
           '--config.'
         )
     except (flags.Error, ValueError) as error:
-      _refuse(error)
+      exits.refuse(error)
     return rest
 
   def body(argv: Sequence[str]) -> NoReturn:
     del argv
     sys.exit(
-      _guarded(lambda: _run(run, default_config, config_type, changes))
+      exits.guarded(lambda: _run(run, default_config, config_type, changes))
     )
 
   app.run(body, flags_parser=parse_flags)
@@ -139,60 +124,6 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   return others, found
 
 
-def load_config(path: str, config_type: type[_Config]) -> _Config:
-  """Runs `get_config` of a configuration file.
-
-  The path may end in ':ARGUMENT', which `get_config` then receives. A relative
-  path is looked up from here, then from the project.
-
-  Raises:
-    ValueError: If there is no such file or it gives no such configuration.
-  """
-  name, _, argument = path.partition('.py:')
-  if argument:
-    name += '.py'
-  places = [pathlib.Path(name), _ROOT / name]
-  file = next((place for place in places if place.is_file()), None)
-  if file is None:
-    known = sorted((_ROOT / 'experiments' / 'configs').glob('*.py'))
-    raise ValueError(
-      f'--config={path} is not a file; those that come with the project are '
-      f'{", ".join(str(k.relative_to(_ROOT)) for k in known)}.'
-    )
-  spec = importlib.util.spec_from_file_location('run_config', file)
-  if spec is None or spec.loader is None:
-    raise ValueError(f'--config={path} must be a Python file ending in .py.')
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    config = module.get_config(*([argument] if argument else []))
-  except Exception as error:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    message = str(error).splitlines()[0] if str(error) else ''
-    raise ValueError(
-      f'--config={path} failed: {type(error).__name__}: {message} '
-      f'({pathlib.Path(place.filename).name} line {place.lineno}); mend it.'
-    ) from error
-  if not isinstance(config, config_type):
-    raise ValueError(
-      f'get_config() of --config={path} must return a {config_type.__name__}, '
-      f'got {type(config).__name__}.'
-    )
-  return config
-
-
-def resolve(
-  path: str, config_type: type[_Config], changes: dict[str, str]
-) -> _Config:
-  """Loads a configuration, applies overrides and checks it as a whole."""
-  config = load_config(path, config_type)
-  overrides.check_types(config)
-  config = overrides.apply_overrides(config, changes)
-  if hasattr(config, 'validate'):
-    config.validate()  # pyright: ignore
-  return config
-
-
 def start_jax(
   *,
   platform: str | None = None,
@@ -207,13 +138,7 @@ def start_jax(
     ValueError: If the flags do not fit together or JAX runs on another
       platform than asked for.
   """
-  several = (coordinator, num_processes, process_id)
-  if any(value is not None for value in several):
-    if any(value is None for value in several):
-      raise ValueError(
-        f'{coordinator=}, {num_processes=}, {process_id=} must be given '
-        'together.'
-      )
+  if _check_processes(coordinator, num_processes, process_id):
     distributed = True
   if distributed:
     # Only the CPU backend reads this; without it its processes stay alone.
@@ -223,7 +148,13 @@ def start_jax(
       num_processes=num_processes,
       process_id=process_id,
     )
-  found = jax.default_backend()
+  try:
+    found = jax.default_backend()
+  except RuntimeError as error:
+    raise ValueError(
+      f'JAX found no device: {error}; run python -m experiments.doctor to see '
+      'why.'
+    ) from error
   if platform is not None and found != platform:
     raise ValueError(
       f'--platform={platform} was asked for but JAX found only {found}; run '
@@ -259,9 +190,49 @@ def _run(
     process_id=values.process_id,
   )
   workdir = pathlib.Path(values.workdir).absolute()
-  if jax.process_index() == 0:
-    write_config(config, workdir)
-  return run(config, workdir)
+  with config_written(config, workdir):
+    return run(config, workdir)
+
+
+@contextlib.contextmanager
+def config_written(config: Any, workdir: pathlib.Path) -> Iterator[None]:
+  """Writes config.json; a run that is refused leaves the old one behind."""
+  path = workdir / 'config.json'
+  old = path.read_text(encoding='utf-8') if path.is_file() else None
+  processes.on_first(lambda: write_config(config, workdir))
+  try:
+    yield
+  except ValueError:
+    if old is not None and jax.process_index() == 0:
+      # On a full disk the new one stays, which the run's start rewrites.
+      with contextlib.suppress(OSError):
+        strict_json.write_atomically(path, old)
+    raise
+
+
+def _check_processes(
+  coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> bool:
+  """Whether these flags are given; refuses some without the others."""
+  several = (coordinator, num_processes, process_id)
+  if all(value is None for value in several):
+    return False
+  if coordinator is None or num_processes is None or process_id is None:
+    raise ValueError(
+      f'{coordinator=}, {num_processes=}, {process_id=} must be given together.'
+    )
+  host, _, port = coordinator.rpartition(':')
+  if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+    raise ValueError(
+      f'--{coordinator=} must be HOST:PORT of process 0; for example '
+      '10.0.0.1:8476.'
+    )
+  if not 0 <= process_id < num_processes:
+    raise ValueError(
+      f'--{process_id=} must be at least 0 and below --{num_processes=}; count '
+      'processes from 0.'
+    )
+  return True
 
 
 def write_config(config: Any, workdir: pathlib.Path) -> None:
@@ -283,55 +254,27 @@ def write_config(config: Any, workdir: pathlib.Path) -> None:
     ) from error
 
 
-def _guarded(task: Callable[[], int]) -> int:
-  """Turns what went wrong into one line and an exit code."""
-  try:
-    return task()
-  except loop.NonFiniteError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return FAILED
-  except ValueError as error:
-    if not _is_ours(error):
-      raise
-    _refuse(error)
-  except OSError as error:
-    if error.errno not in _STORAGE_ERRORS:
-      raise
-    _refuse(
-      f'{error.filename or "the working directory"} cannot be written: '
-      f'{error.strerror}; free space there or choose another --workdir.'
-    )
-  except KeyboardInterrupt:
-    print('error: interrupted', file=sys.stderr)
-    return FAILED
-
-
-def _is_ours(error: ValueError) -> bool:
-  """Whether this project raised it: then it is about input, else a defect."""
-  last = traceback.extract_tb(error.__traceback__)[-1]
-  return _is_in_project(last.filename)
-
-
-def _is_in_project(file: str) -> bool:
-  """Whether a source file is the project's, not a library's."""
-  path = pathlib.Path(file)
-  return path.is_relative_to(_ROOT) and 'site-packages' not in path.parts
-
-
-def _refuse(error: Exception | str) -> NoReturn:
-  line = ' '.join(str(error).split())
-  print(f'error: {line}', file=sys.stderr)
-  sys.exit(BAD_INPUT)
-
-
 def _quiet_libraries() -> None:
   """Shows our own log lines, and of libraries only warnings."""
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
-  handler.addFilter(
-    lambda record: record.levelno >= std_logging.WARNING
-    or _is_in_project(record.pathname)
-  )
+  handler.addFilter(_is_shown)
   handler.setFormatter(
     std_logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S')
   )
+  sys.unraisablehook = _print_unraisable
+
+
+def _is_shown(record: std_logging.LogRecord) -> bool:
+  if exits.is_in_project(record.pathname):
+    return True
+  # Orbax logs a failed save at length, and then raises it.
+  is_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
+  return record.levelno >= std_logging.WARNING and not is_orbax
+
+
+def _print_unraisable(unraisable: Any) -> None:
+  # Callbacks of a C++ library that has failed end here, once for each file;
+  # the failure itself is raised in the thread that waits for it.
+  if threading.current_thread() is threading.main_thread():
+    sys.__unraisablehook__(unraisable)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from efficient_llm import sharding
+from efficient_llm.models import kv_cache
 
 Implementation = Literal['auto', 'xla', 'cudnn', 'splash']
 
@@ -25,9 +26,7 @@ class Mask:
     allowed_BTS: An explicit mask in place of the two above (a KV cache).
   """
 
-  causal: bool = dataclasses.field(
-    default=True, metadata={'static': True}
-  )
+  causal: bool = dataclasses.field(default=True, metadata={'static': True})
   segment_ids_BT: jax.Array | None = None
   allowed_BTS: jax.Array | None = None
 
@@ -38,7 +37,41 @@ class Mask:
     if self.segment_ids_BT is None:
       return None
     ids_BT = self.segment_ids_BT
-    return (ids_BT[:, None, :, None] == ids_BT[:, None, None, :])
+    return ids_BT[:, None, :, None] == ids_BT[:, None, None, :]
+
+
+def make_mask(
+  *,
+  causal: bool,
+  num_tokens: int,
+  segment_ids_BT: jax.Array | None,
+  cache: kv_cache.KVCache | None,
+  tail_mask_BTT: jax.Array | None,
+) -> Mask:
+  """The mask of new tokens, which may stand behind a cache.
+
+  Args:
+    causal: Whether a token sees only its past; always so with a cache.
+    num_tokens: T, new tokens a row.
+    segment_ids_BT: Packed document of each token.
+    cache: Past keys and values, before the new ones are appended.
+    tail_mask_BTT: With a cache, which new tokens see each other.
+  Raises:
+    ValueError: If an input would be ignored.
+  """
+  if cache is None:
+    if tail_mask_BTT is not None:
+      raise ValueError('tail_mask_BTT needs a cache before it; leave it out.')
+    return Mask(causal=causal, segment_ids_BT=segment_ids_BT)
+  if segment_ids_BT is not None:
+    raise ValueError(
+      'segment_ids_BT does not go with a cache, which holds one document a '
+      'row; leave one of them out.'
+    )
+  return Mask(
+    causal=causal,
+    allowed_BTS=cache.allowed(num_tokens, tail_BTT=tail_mask_BTT),
+  )
 
 
 def choose(implementation: Implementation, platform: str) -> Implementation:
@@ -46,6 +79,10 @@ def choose(implementation: Implementation, platform: str) -> Implementation:
 
   cuDNN and splash attention work in bfloat16 blocks and are chosen for
   accelerators only; everything else takes XLA.
+
+  Args:
+    implementation: As configured.
+    platform: As `jax.default_backend` names it.
   """
   if implementation != 'auto':
     return implementation
@@ -61,7 +98,16 @@ def attend(
   mask: Mask,
   implementation: Implementation = 'auto',
 ) -> jax.Array:
-  """Scaled dot-product attention with grouped key/value heads."""
+  """Scaled dot-product attention with grouped key/value heads.
+
+  Args:
+    q_BTNH: Queries; N is a multiple of K.
+    k_BSKH: Keys.
+    v_BSKH: Values.
+    mask: Who may attend to whom.
+    implementation: 'auto' goes by platform. What cuDNN or splash cannot do (a
+      cache, float32, odd lengths) XLA does.
+  """
   implementation = choose(implementation, jax.default_backend())
   num_queries = q_BTNH.shape[1]
   if implementation == 'splash' and _fits_splash(mask, num_queries):
@@ -92,23 +138,24 @@ def _splash(
   mesh = jax.sharding.get_abstract_mesh()
   ids_BT = mask.segment_ids_BT
   scale = q_BTNH.shape[-1] ** -0.5
-  heads_first = [
+  q_BNTH, k_BKTH, v_BKTH = (
     x.transpose(0, 2, 1, 3) for x in (q_BTNH * scale, k_BTKH, v_BTKH)
-  ]
-  call = functools.partial(_splash_local, causal=mask.causal)
-  if mesh.empty or mesh.size == 1:
-    return call(*heads_first, ids_BT).transpose(0, 2, 1, 3)
-  rules = sharding.DEFAULT_RULES
-  spec = rules.spec(('batch', 'heads', None, None), mesh.axis_names)
-  ids_spec = rules.spec(('batch', None), mesh.axis_names)
-  mapped = jax.shard_map(
-    call,
-    mesh=mesh,
-    in_specs=(spec, spec, spec, PartitionSpec() if ids_BT is None else ids_spec),
-    out_specs=spec,
-    check_vma=False,
   )
-  return mapped(*heads_first, ids_BT).transpose(0, 2, 1, 3)
+  call = functools.partial(_splash_local, causal=mask.causal)
+  if not mesh.empty and mesh.size > 1:
+    # The fewer key/value heads decide, so that groups stay on one device.
+    spec = sharding.divisible_spec(
+      k_BKTH.shape, ('batch', 'kv_heads', None, None), mesh
+    )
+    ids_spec = PartitionSpec(None if ids_BT is None else spec[0])
+    call = jax.shard_map(
+      call,
+      mesh=mesh,
+      in_specs=(spec, spec, spec, ids_spec),
+      out_specs=spec,
+      check_vma=False,
+    )
+  return call(q_BNTH, k_BKTH, v_BKTH, ids_BT).transpose(0, 2, 1, 3)
 
 
 def _splash_local(
@@ -148,11 +195,7 @@ def _splash_local(
   kernel = splash_attention.make_splash_mha_single_device(
     mask=multi_head, block_sizes=blocks
   )
-  if ids_BT is None:
-    return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH)
-  return jax.vmap(kernel)(
-    q_BNTH,
-    k_BKTH,
-    v_BKTH,
-    jax.vmap(splash_attention.SegmentIds)(ids_BT, ids_BT),
-  )
+  ids = None
+  if ids_BT is not None:
+    ids = splash_attention.SegmentIds(ids_BT, ids_BT)
+  return cast(jax.Array, jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, ids))

@@ -48,6 +48,11 @@ class KVCache:
 
     Lengths move only with `advance`, once every layer has written. The caller
     sees to it that lengths + T stay within the capacity.
+
+    Args:
+      k_BTKH: Keys, rotary positions applied.
+      v_BTKH: Values.
+      layer: Whose they are.
     """
 
     def write(row_KSH: Array, new_TKH: Array, start: Array) -> Array:
@@ -60,7 +65,7 @@ class KVCache:
     values[layer] = write_rows(values[layer], v_BTKH, self.lengths_B)
     return dataclasses.replace(self, keys=tuple(keys), values=tuple(values))
 
-  def advance(self, num_tokens_B: Int[Array, '...']) -> 'KVCache':
+  def advance(self, num_tokens_B: Int[Array, 'B'] | int) -> 'KVCache':
     """Counts newly written tokens as held."""
     return dataclasses.replace(self, lengths_B=self.lengths_B + num_tokens_B)
 
@@ -79,7 +84,7 @@ class KVCache:
     *,
     tail_BTT: Array | None = None,
   ) -> Array:
-    """Mask [B, T, S] of T new tokens: all held tokens, and the tail's own rule.
+    """Mask [B, T, S] of T new tokens: all held ones, and the tail's own rule.
 
     Args:
       num_tokens: T, the tokens about to be appended.
@@ -109,7 +114,16 @@ def create(
   head_dim: int,
   dtype: str = 'float32',
 ) -> KVCache:
-  """An empty cache for `capacity` tokens a row."""
+  """An empty cache for `capacity` tokens a row.
+
+  Args:
+    num_layers: Layers that write to it.
+    batch_size: Rows.
+    num_kv_heads: Key/value heads of a layer.
+    capacity: Most tokens of a row.
+    head_dim: Size of a head.
+    dtype: Type of the activations that are kept.
+  """
   shape = (batch_size, num_kv_heads, capacity, head_dim)
 
   def empty() -> tuple[Array, ...]:

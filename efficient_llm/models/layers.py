@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from efficient_llm import sharding, typing
-from efficient_llm.models import attention, kv_cache
+from efficient_llm.models import attention, kv_cache, projection
 
 ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -38,16 +38,16 @@ def weight(
     sizes: Length of every named axis of the model.
     inputs: Names of the axes that are summed over.
     outputs: Names of the axes that are produced.
-    std: Standard deviation; 1 / sqrt(inputs' size) by default.
+    std: Standard deviation of the normal distribution that is cut off at three
+      of them (which takes 1.3 % off it); 1 / sqrt(inputs' size) by default.
     fill: A constant instead of a random start.
   """
   axes = typing.LogicalAxes(inputs=inputs, outputs=outputs)
   shape = tuple(sizes[name] for name in axes.names)
   if fill is not None:
     return nnx.Param(jnp.full(shape, fill, jnp.float32), axes=axes)
-  if std is None:
-    std = math.prod(sizes[name] for name in inputs) ** -0.5
-  value = std * jax.random.truncated_normal(
+  fan_in = math.prod(sizes[name] for name in inputs)
+  value = (std or fan_in**-0.5) * jax.random.truncated_normal(
     rngs.params(), -3.0, 3.0, shape, jnp.float32
   )
   return nnx.Param(value, axes=axes)
@@ -93,16 +93,16 @@ class Linear(nnx.Module):
     self.num_inputs = len(inputs)
     self.dtype = jnp.dtype(config.dtype)
     fan_in = math.prod(config.sizes[name] for name in inputs)
-    std = config.init_std or fan_in**-0.5
+    std = scale * (config.init_std or fan_in**-0.5)
     self.kernel = weight(
-      rngs, config.sizes, inputs=inputs, outputs=outputs, std=std * scale
+      rngs, config.sizes, inputs=inputs, outputs=outputs, std=std
     )
     if bias:
       self.bias = weight(rngs, config.sizes, outputs=outputs, fill=0.0)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.kernel[...].astype(self.dtype)
-    y = jnp.tensordot(x, kernel, axes=self.num_inputs)
+    y = projection.project(x, kernel, self.num_inputs)
     if hasattr(self, 'bias'):
       y += self.bias[...].astype(self.dtype)
     return y
@@ -113,6 +113,10 @@ def rotary_tables(
 ) -> tuple[jax.Array, jax.Array]:
   """Cosines and sines [B, T, 1, H/2] of the rotary angles, float32.
 
+  Args:
+    positions_BT: Position of each token.
+    head_dim: Even size of a head.
+    base: Of the geometric series of wavelengths.
   Source: Su et al. 2021, RoFormer, equation 34, arXiv:2104.09864. Differs: the
   two halves of a head are the pairs, as in Llama.
   """
@@ -121,10 +125,13 @@ def rotary_tables(
   return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
-def rotate(
-  x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]
-) -> jax.Array:
-  """Applies rotary positions to queries or keys."""
+def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Applies rotary positions to queries or keys.
+
+  Args:
+    x_BTNH: Queries or keys.
+    tables: From `rotary_tables`.
+  """
   cos, sin = tables
   first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   rotated = (first * cos - second * sin, second * cos + first * sin)

@@ -6,7 +6,7 @@ cards; `num_params` of each is tested against the published count.
 
 import dataclasses
 
-from efficient_llm.models.transformer import TransformerConfig
+from efficient_llm.models.config import TransformerConfig
 
 _GPT2 = TransformerConfig(
   vocab_size=50_257,
@@ -62,7 +62,7 @@ def _shape(layers: int, embed: int, heads: int, **more: object) -> dict:
 
 
 PRESETS: dict[str, TransformerConfig] = {
-  # Seconds on a laptop; the ladder shares one shape rule, so laws can be fitted.
+  # Seconds on a laptop; the ladder shares one shape rule, for scaling laws.
   'test': TransformerConfig(**_shape(2, 32, 2, max_positions=128)),
   'ladder_200k': TransformerConfig(**_shape(4, 64, 4)),
   'ladder_1m': TransformerConfig(**_shape(5, 128, 4)),
@@ -118,6 +118,9 @@ PRESETS: dict[str, TransformerConfig] = {
 def get(name: str, **changes: object) -> TransformerConfig:
   """A named configuration, with some fields changed.
 
+  Args:
+    name: One of `PRESETS`.
+    **changes: Fields of `TransformerConfig`.
   Raises:
     ValueError: If there is no such name; lists the names there are.
   """

@@ -17,7 +17,7 @@ class SamplingConfig:
 
   Attributes:
     max_new_tokens: Longest completion.
-    temperature: 0 is greedy.
+    temperature: 0 is greedy; below 1e-6 logits would overflow.
     top_k: Keep the k likeliest tokens; None keeps all.
     top_p: Keep the likeliest tokens that together reach this probability.
     stop_tokens: A completion ends with the first of these, which it includes.
@@ -34,9 +34,10 @@ class SamplingConfig:
       raise ValueError(
         f'sampling.max_new_tokens={self.max_new_tokens} must be at least 1.'
       )
-    if not 0 <= self.temperature < float('inf'):
+    if self.temperature and not 1e-6 <= self.temperature < float('inf'):
       raise ValueError(
-        f'sampling.temperature={self.temperature} must be 0 (greedy) or more.'
+        f'sampling.temperature={self.temperature} must be 0 (greedy) or at '
+        'least 1e-6.'
       )
     if self.top_k is not None and self.top_k < 1:
       raise ValueError(
@@ -45,6 +46,10 @@ class SamplingConfig:
     if self.top_p is not None and not 0 < self.top_p <= 1:
       raise ValueError(
         f'sampling.top_p={self.top_p} must be in (0, 1]; None keeps all.'
+      )
+    if any(token < 0 for token in self.stop_tokens):
+      raise ValueError(
+        f'sampling.stop_tokens={self.stop_tokens} must be token ids, 0 or more.'
       )
 
 
@@ -72,8 +77,13 @@ def truncate(
   """Log-probabilities of the distribution that `config` draws from.
 
   Temperature first, then top-k, then top-p over what top-k left, as in
-  Hugging Face transformers. Excluded tokens get -inf. At temperature 0 all mass
-  is on the likeliest token.
+  Hugging Face transformers. Excluded tokens get -inf. A token as likely as the
+  last one kept is kept too. At temperature 0 all mass is on the likeliest
+  token, the first of equals.
+
+  Args:
+    logits: Unnormalised log-probabilities, in nats.
+    config: How to draw.
   """
   logits = logits.astype(jnp.float32)
   if config.temperature == 0:
@@ -116,7 +126,12 @@ def generate(
     prompt_lengths_B: Real tokens of each prompt.
     sampling: How to draw.
     key: A typed random key.
+  Raises:
+    ValueError: If the model is not causal or has no positions for prompt and
+      completion.
   """
+  sampling.validate()
+  _check_model(config, prompts_BP.shape[1] + sampling.max_new_tokens)
   batch_size, prompt_tokens = prompts_BP.shape
   params = transformer.unstack_layers(params)
   cache = transformer.empty_cache(
@@ -178,7 +193,26 @@ def generate(
       token_B[:, None],
       cache=cache,
       num_new_B=live_B.astype(jnp.int32),
+      with_logits=False,
     )
-    return index + 1, output.cache, output.logits[:, 0], done_B, out
+    logits_BV = transformer.unembed(config, params, output.hidden[:, 0])
+    return index + 1, output.cache, logits_BV, done_B, out
 
   return jax.lax.while_loop(going, step, start)[-1]
+
+
+def _check_model(
+  config: transformer.TransformerConfig, num_tokens: int
+) -> None:
+  """Refuses a model that cannot complete prompts, or not as long ones."""
+  if not config.causal:
+    raise ValueError(
+      'model.causal=False: a bidirectional model cannot complete prompts; '
+      'sample from a causal one.'
+    )
+  if config.positions == 'learned' and num_tokens > config.max_positions:
+    raise ValueError(
+      f'Prompt and completion of {num_tokens} tokens exceed '
+      f'model.max_positions={config.max_positions}; lower '
+      'sampling.max_new_tokens.'
+    )

@@ -4,27 +4,34 @@ READ FIRST of the package: `train` is what `experiments.pretrain` calls, and
 what scaling ladders call for every rung.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from efficient_llm import optimizer as optimizer_lib
-from efficient_llm import sharding, typing
-from efficient_llm.data import pipeline
+from efficient_llm import sharding
+from efficient_llm.data import pipeline, splits
 from efficient_llm.models import attention, transformer
 from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.training import (
+  batch_layout,
+  evaluation,
+  objectives,
+  processes,
+  report,
+  samples,
+  step,
+  strict_json,
+)
 from efficient_llm.training import loop as loop_lib
-from efficient_llm.training import objectives, report, step, strict_json
 from efficient_llm.training import state as state_lib
 
 
@@ -125,10 +132,12 @@ def build(config: PretrainConfig, mesh: Mesh) -> Program:
 
   shapes = jax.eval_shape(init_state, jax.random.key(0))
   shardings = state_lib.shardings(shapes, axes, mesh)
-  sharding.check_batch_size(
-    mesh, config.data.batch_size // config.loop.num_microbatches
-  )
   batch_sharding = sharding.batch_sharding(mesh)
+  batch_layout.check_batch_size(
+    config.data.batch_size,
+    batch_sharding,
+    num_microbatches=config.loop.num_microbatches,
+  )
   loss_fn = objectives.language_model_loss(model, z_loss=config.z_loss)
   train_step = step.make_train_step(
     loss_fn,
@@ -145,24 +154,9 @@ def build(config: PretrainConfig, mesh: Mesh) -> Program:
       jax.jit(init_state, out_shardings=shardings), jax.random.key(config.seed)
     ),
     abstract_state=state_lib.abstract(shapes, shardings),
-    abstract_batch=abstract_batch(config.data, batch_sharding),
+    abstract_batch=batch_layout.abstract_batch(config.data, batch_sharding),
     batch_sharding=batch_sharding,
   )
-
-
-def abstract_batch(
-  config: pipeline.DataConfig, batch_sharding: jax.sharding.Sharding
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shape, dtype and sharding of everything in a batch."""
-  shape = (config.batch_size, config.sequence_length)
-  dtypes = dict.fromkeys(
-    ('tokens', 'targets', 'segment_ids', 'positions'), jnp.int32
-  )
-  dtypes['loss_weights'] = jnp.float32
-  return {
-    name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
-    for name, dtype in dtypes.items()
-  }
 
 
 def train(
@@ -176,17 +170,15 @@ def train(
   workdir = pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.mesh)
   program = build(config, mesh)
-  open_split = functools.partial(
-    pipeline.open_dataset, config.data, cache_dir=workdir / 'cache'
-  )
-  dataset = open_split(split='train')
+  dataset, validation = open_data(config.data, cache_dir=workdir / 'cache')
   check_vocabulary(config.model, dataset.tokenizer)
-  validation = (
-    open_split(split='validation')
-    if config.data.validation_fraction or config.data.validation_path
-    else None
+  prompts = samples.encode(
+    config.sample_prompts, dataset.tokenizer, config.model, config.sampling
   )
-  process = (jax.process_index(), jax.process_count())
+  share = batch_layout.process_share(
+    program.batch_sharding, config.data.batch_size
+  )
+  place = functools.partial(sharding.to_global, sharding=program.batch_sharding)
   num_params = transformer.num_params(config.model)
   logging.info(
     'Model: %s parameters; %s', f'{num_params:,}', _describe_mesh(mesh)
@@ -194,19 +186,27 @@ def train(
   evaluate = None
   if validation is not None:
     evaluate = functools.partial(
-      evaluate_params, program, validation, config.loop.eval_batches, process
+      evaluation.evaluate,
+      dataset=validation,
+      eval_step=program.eval_step,
+      place=place,
+      num_batches=config.loop.eval_batches,
+      process=share,
     )
   flops_per_token = transformer.flops_per_token(
     config.model, num_tokens=config.data.sequence_length
   )
-  with jax.set_mesh(mesh):
+  with (
+    jax.set_mesh(mesh),
+    contextlib.closing(dataset.iterate(process=share)) as batches,
+  ):
     outcome = loop_lib.run(
       config.loop,
       loop_lib.Task(
         title='pretrain',
         step=program.train_step,
-        batches=dataset.iterate(process=process),
-        place=lambda batch: sharding.to_global(batch, program.batch_sharding),
+        batches=batches,
+        place=place,
         evaluate=None
         if evaluate is None
         else lambda state: evaluate(state.params),
@@ -220,13 +220,19 @@ def train(
     if outcome.stopped_by is None:
       result = {
         'num_params': num_params,
-        'num_steps': config.loop.num_steps,
+        'num_steps': int(outcome.state.step),
         'num_tokens': outcome.num_tokens,
         'flops': outcome.num_tokens * flops_per_token,
         'train_secs': outcome.train_secs,
         'data': dataset.statistics(),
-        'samples': draw_samples(
-          config, outcome.state.params, dataset.tokenizer
+        'samples': samples.draw(
+          prompts,
+          outcome.state.params,
+          model=config.model,
+          config=config.sampling,
+          tokenizer=dataset.tokenizer,
+          mesh=mesh,
+          seed=config.seed,
         ),
         'config': dataclasses.asdict(config),
       }
@@ -235,6 +241,21 @@ def train(
         result[key] = value
       finish(result, workdir=workdir, title='Pre-training')
   return outcome
+
+
+def open_data(
+  config: pipeline.DataConfig, *, cache_dir: pathlib.Path
+) -> tuple[pipeline.Dataset, pipeline.Dataset | None]:
+  """Opens both splits; the first process tokenises for all."""
+
+  def open_split(split: splits.Split) -> pipeline.Dataset:
+    return pipeline.open_dataset(config, split=split, cache_dir=cache_dir)
+
+  has_validation = config.validation_fraction or config.validation_path
+  if jax.process_count() > 1:
+    processes.on_first(lambda: open_split('train').num_sequences)
+  dataset = open_split('train')
+  return dataset, open_split('validation') if has_validation else None
 
 
 def finish(
@@ -247,39 +268,6 @@ def finish(
   report.write_report(
     workdir, title=title, sections=report.training_sections(workdir)
   )
-
-
-def evaluate_params(
-  program: Program,
-  dataset: pipeline.Dataset,
-  num_batches: int | None,
-  process: tuple[int, int],
-  params: typing.Params,
-) -> dict[str, float]:
-  """Mean loss in nats per token, accuracy, perplexity and bits per byte."""
-  total = None
-  batches = dataset.iterate(process=process, repeat=False)
-  for index, batch in enumerate(batches):
-    if num_batches is not None and index >= num_batches:
-      break
-    placed = sharding.to_global(batch, program.batch_sharding)
-    loss = program.eval_step(params, placed)
-    total = loss if total is None else jax.tree.map(jnp.add, total, loss)
-  if total is None:
-    raise ValueError('The validation split has no batch; add text to it.')
-  total = jax.device_get(total)
-  weight = max(float(total.weight), 1e-9)
-  nats = float(total.metrics['nats']) / weight
-  found = dataset.statistics()
-  values = {
-    'loss': nats,
-    'accuracy': float(total.metrics['accuracy']) / weight,
-    'perplexity': math.exp(min(nats, 700.0)),
-  }
-  if dataset.config.objective == 'causal':
-    # Tokens of a document predict its bytes, end mark included.
-    values['bits_per_byte'] = nats / math.log(2) / found['bytes_per_token']
-  return values
 
 
 def checkpoint_metadata(
@@ -307,44 +295,6 @@ def check_vocabulary(
       f"tokenizer's {tokenizer.vocab_size}; set "
       f'--config.model.vocab_size={-(-tokenizer.vocab_size // 64) * 64}.'
     )
-
-
-def draw_samples(
-  config: PretrainConfig, params: typing.Params, tokenizer: Any
-) -> list[dict[str, str]]:
-  """Completes the configured prompts with the trained model."""
-  if not config.sample_prompts or not config.model.causal:
-    return []
-  begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-  prompts = [
-    [*begin, *tokenizer.encode(text).tolist()] for text in config.sample_prompts
-  ]
-  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-  if lengths.min() == 0:
-    raise ValueError(
-      'A sample prompt is empty and the tokenizer has no start token; set '
-      '--config.sample_prompts.'
-    )
-  padded = np.zeros((len(prompts), lengths.max()), np.int32)
-  for row, prompt in zip(padded, prompts, strict=True):
-    row[: len(prompt)] = prompt
-  stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-  completion = jax.device_get(
-    sampling_lib.generate(
-      config.model,
-      params,
-      jnp.asarray(padded),
-      jnp.asarray(lengths),
-      dataclasses.replace(config.sampling, stop_tokens=stop),
-      jax.random.key(config.seed),
-    )
-  )
-  return [
-    {'prompt': prompt, 'text': tokenizer.decode(tokens[:length].tolist())}
-    for prompt, tokens, length in zip(
-      config.sample_prompts, completion.tokens, completion.lengths, strict=True
-    )
-  ]
 
 
 def _describe_mesh(mesh: Mesh) -> str:

@@ -1,6 +1,7 @@
 """The train state: all that a step changes and a checkpoint holds."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +61,19 @@ def shardings(
 ) -> TrainState:
   """A sharding for every leaf: moments lie where their parameters lie.
 
+  Args:
+    abstract_state: Its shapes.
+    axes: Tree of LogicalAxes, one per parameter.
+    mesh: The device mesh.
+    rules: The rule table.
+
   Raises:
     ValueError: If a parameter cannot be cut as the rules say.
   """
   by_param = sharding.param_shardings(
     mesh, axes, abstract_state.params, rules=rules
   )
-  whole = sharding.replicated(mesh)
+  whole: Any = sharding.replicated(mesh)
   return TrainState(
     step=whole,
     params=by_param,

@@ -29,15 +29,21 @@ def make_train_step(
 
   The gradient is that of total loss over total weight of the whole batch, so
   accumulation changes nothing but rounding. Metrics are scalars: loss,
-  grad_norm, learning_rate, tokens (the weight), skipped, and the loss
-  function's own.
+  grad_norm, learning_rate, tokens (the weight), finite (whether loss, gradient
+  and update are), and the loss function's own.
 
   Args:
     loss_fn: Gives a `Loss` for params, batch and key.
     optimizer: Whose transformation updates the parameters.
     num_microbatches: Parts a batch is worked off in, one after the other.
-    skip_nonfinite: Leave everything but the step number unchanged where loss
-      or gradient is not finite.
+    skip_nonfinite: Leave everything but the step number unchanged where loss,
+      gradient or update is not finite.
+
+  Returns:
+    The step.
+
+  Raises:
+    ValueError: On tracing, if the batch does not part into microbatches.
   """
 
   def train_step(
@@ -55,7 +61,9 @@ def make_train_step(
       grads, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    finite = jnp.isfinite(loss.total) & jnp.isfinite(grad_norm)
+    # The update too: a huge learning rate spoils parameters before any loss.
+    update_norm = optimizer_lib.global_norm(updates)
+    finite = jnp.isfinite(loss.total + grad_norm + update_norm)
     if skip_nonfinite:
       params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
@@ -148,9 +156,7 @@ def jit_eval_step(
 ) -> EvalStep:
   """Compiles the loss alone, for validation."""
 
-  def eval_step(
-    params: typing.Params, batch: typing.Batch
-  ) -> objectives.Loss:
+  def eval_step(params: typing.Params, batch: typing.Batch) -> objectives.Loss:
     return loss_fn(params, batch, jax.random.key(0))
 
   return jax.jit(

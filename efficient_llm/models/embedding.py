@@ -1,0 +1,87 @@
+"""Both ends of the stack: tokens to vectors, and vectors to logits."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from efficient_llm import sharding
+from efficient_llm.models import layers
+from efficient_llm.models.config import TransformerConfig
+from efficient_llm.typing import Array
+
+
+class Embedding(nnx.Module):
+  """Token, position and token-type tables, and the norm of post-norm models."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+    std = config.init_std or 0.02
+    self.dtype = jnp.dtype(config.dtype)
+
+    def table(rows: str) -> nnx.Param:
+      return layers.weight(
+        rngs, config.sizes, inputs=(rows,), outputs=('embed',), std=std
+      )
+
+    self.tokens = table('vocab')
+    if config.positions == 'learned':
+      self.positions = table('positions')
+    if config.num_token_types:
+      self.token_types = table('token_types')
+    if config.norm_placement == 'post':
+      self.norm = layers.Norm(config, rngs=rngs)
+
+  def __call__(
+    self, tokens_BT: Array, positions_BT: Array, types_BT: Array | None
+  ) -> Array:
+    x_BTD = self.tokens[...].astype(self.dtype)[tokens_BT]
+    if hasattr(self, 'positions'):
+      x_BTD += self.positions[...].astype(self.dtype)[positions_BT]
+    if hasattr(self, 'token_types'):
+      rows = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+      x_BTD += self.token_types[...].astype(self.dtype)[rows]
+    if hasattr(self, 'norm'):
+      x_BTD = self.norm(x_BTD)
+    return sharding.constrain(x_BTD, ('batch', None, None))
+
+
+class Head(nnx.Module):
+  """From the hidden state to logits over the vocabulary."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+    self.dtype = jnp.dtype(config.dtype)
+    self.activation = config.activation
+    if config.mlm_head:
+      self.transform = layers.Linear(
+        config, rngs=rngs, inputs=('embed',), outputs=('embed',), bias=True
+      )
+      self.norm = layers.Norm(config, rngs=rngs)
+    if not config.tie_embeddings:
+      self.kernel = layers.weight(
+        rngs,
+        config.sizes,
+        inputs=('embed',),
+        outputs=('vocab',),
+        std=config.init_std,
+      )
+    if config.head_bias:
+      self.bias = layers.weight(
+        rngs, config.sizes, outputs=('vocab',), fill=0.0
+      )
+
+  def __call__(self, hidden_BTD: Array, table_VD: Array) -> Array:
+    if hasattr(self, 'transform'):
+      activation = layers.ACTIVATIONS[self.activation]
+      hidden_BTD = self.norm(activation(self.transform(hidden_BTD)))
+    if hasattr(self, 'kernel'):
+      kernel_DV = self.kernel[...]
+    else:
+      kernel_DV = table_VD.T
+    logits = jnp.dot(
+      hidden_BTD,
+      kernel_DV.astype(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    if hasattr(self, 'bias'):
+      logits += self.bias[...]
+    return sharding.constrain(
+      logits, ('batch', *[None] * (logits.ndim - 2), 'vocab')
+    )

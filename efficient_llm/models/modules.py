@@ -1,0 +1,67 @@
+"""Flax NNX modules as functions on nested dicts: make, bind, logical_axes."""
+
+import functools
+from typing import Any, Literal
+
+import jax
+from flax import nnx
+
+from efficient_llm.models import embedding, layers
+from efficient_llm.models.config import TransformerConfig
+from efficient_llm.typing import Array, Params
+
+Kind = Literal['embedding', 'block', 'norm', 'head']
+
+_MODULES = {
+  'embedding': embedding.Embedding,
+  'block': layers.Block,
+  'norm': layers.Norm,
+  'head': embedding.Head,
+}
+
+
+def make(kind: Kind, config: TransformerConfig, key: Array) -> Params:
+  """Makes the parameters of one module.
+
+  Args:
+    kind: Which module.
+    config: The model.
+    key: A typed random key.
+  """
+  module = _MODULES[kind](config, rngs=nnx.Rngs(params=key))
+  return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def bind(kind: Kind, config: TransformerConfig, params: Params) -> Any:
+  """The module with these parameters, ready to be called.
+
+  Args:
+    kind: Which module.
+    config: The model.
+    params: From `make`.
+  """
+  return nnx.merge(_structure(kind, config)[0], params)
+
+
+def logical_axes(kind: Kind, config: TransformerConfig) -> dict[str, Any]:
+  """A LogicalAxes for every parameter that `make` gives.
+
+  Args:
+    kind: Which module.
+    config: The model.
+  """
+  return _structure(kind, config)[1]
+
+
+@functools.lru_cache(maxsize=64)
+def _structure(kind: Kind, config: TransformerConfig) -> tuple[Any, Any]:
+  """NNX graph definition and logical axes of one module."""
+  make_module = functools.partial(_MODULES[kind], config)
+  abstract = nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0)))
+  graph, state = nnx.split(abstract, nnx.Param)
+  axes = jax.tree.map(
+    lambda variable: variable.get_metadata()['axes'],
+    state,
+    is_leaf=lambda x: isinstance(x, nnx.Variable),
+  )
+  return graph, nnx.to_pure_dict(axes)

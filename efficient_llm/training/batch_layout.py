@@ -1,0 +1,73 @@
+"""Where the rows of a batch lie: on devices, and in processes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from efficient_llm import sharding
+from efficient_llm.data import config as data_config
+
+
+def check_batch_size(
+  batch_size: int, batch_sharding: NamedSharding, *, num_microbatches: int
+) -> None:
+  """Refuses a batch whose microbatches the devices cannot share evenly.
+
+  Raises:
+    ValueError: With the next legal size.
+  """
+  num_parts = sharding.num_shards(batch_sharding.mesh, batch_sharding.spec[0])
+  multiple = num_parts * num_microbatches
+  if batch_size % multiple:
+    raise ValueError(
+      f'data.batch_size={batch_size} must be divisible by the {num_parts} '
+      'devices of mesh axes data and fsdp, times loop.num_microbatches='
+      f'{num_microbatches}; set '
+      f'--config.data.batch_size={-(-batch_size // multiple) * multiple}.'
+    )
+
+
+def process_share(
+  batch_sharding: NamedSharding, batch_size: int
+) -> tuple[int, int]:
+  """Which rows of a batch this process loads: a stretch and their number.
+
+  Processes that hold the same rows, as with tensor parallelism between them,
+  have the same share.
+
+  Raises:
+    ValueError: If a process holds rows that are not one such stretch.
+  """
+  index_map = batch_sharding.devices_indices_map((batch_size,))
+  held: dict[int, set[tuple[int, int]]] = {}
+  for device, (rows,) in index_map.items():
+    first, end, _ = rows.indices(batch_size)
+    held.setdefault(device.process_index, set()).add((first, end))
+  stretches = set()
+  for parts in held.values():
+    first, end = min(parts)[0], max(parts)[1]
+    if sum(stop - start for start, stop in parts) != end - first:
+      raise ValueError(
+        'the mesh must give every process rows that follow each other; let '
+        'mesh.tensor divide the devices of a process.'
+      )
+    stretches.add((first, end))
+  mine = held[jax.process_index()]
+  return sorted(stretches).index((min(mine)[0], max(mine)[1])), len(stretches)
+
+
+def abstract_batch(
+  config: data_config.DataConfig, batch_sharding: jax.sharding.Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shape, dtype and sharding of everything in a batch."""
+  shape = (config.batch_size, config.sequence_length)
+  dtypes: dict[str, Any] = dict.fromkeys(
+    ('tokens', 'targets', 'segment_ids', 'positions'), jnp.int32
+  )
+  dtypes['loss_weights'] = jnp.float32
+  return {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
+    for name, dtype in dtypes.items()
+  }

@@ -1,0 +1,58 @@
+"""Validation of a language model."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from efficient_llm import typing
+from efficient_llm.data import pipeline
+from efficient_llm.training import step
+
+
+def evaluate(
+  params: typing.Params,
+  dataset: pipeline.Dataset,
+  *,
+  eval_step: step.EvalStep,
+  place: Callable[[typing.Batch], typing.Batch],
+  num_batches: int | None,
+  process: tuple[int, int] = (0, 1),
+) -> dict[str, float]:
+  """Mean loss in nats per token, accuracy, perplexity and bits per byte.
+
+  Args:
+    params: Of the model.
+    dataset: The validation split.
+    eval_step: (params, batch) -> Loss.
+    place: Puts a batch on the devices.
+    num_batches: The first so many; None for all.
+    process: This process's share of the rows, see `Dataset.iterate`.
+
+  Raises:
+    ValueError: If the split has no batch.
+  """
+  total = None
+  batches = dataset.iterate(process=process, repeat=False)
+  with contextlib.closing(batches):
+    for batch in itertools.islice(batches, num_batches):
+      loss = eval_step(params, place(batch))
+      total = loss if total is None else jax.tree.map(jnp.add, total, loss)
+  if total is None:
+    raise ValueError('The validation split has no batch; add text to it.')
+  total = jax.device_get(total)
+  weight = max(float(total.weight), 1e-9)
+  nats = float(total.metrics['nats']) / weight
+  found = dataset.statistics()
+  values = {
+    'loss': nats,
+    'accuracy': float(total.metrics['accuracy']) / weight,
+    'perplexity': math.exp(min(nats, 700.0)),
+  }
+  if dataset.config.objective == 'causal':
+    # Tokens of a document predict its bytes, end mark included.
+    values['bits_per_byte'] = nats / math.log(2) / found['bytes_per_token']
+  return values

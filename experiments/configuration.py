@@ -1,0 +1,71 @@
+"""A run's configuration: a Python file, changed by the command line."""
+
+import importlib.util
+import pathlib
+import traceback
+from typing import TypeVar
+
+from experiments import overrides
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_Config = TypeVar('_Config')
+
+
+def load(path: str, config_type: type[_Config]) -> _Config:
+  """Runs `get_config` of a configuration file.
+
+  The path may end in ':ARGUMENT', which `get_config` then receives. A relative
+  path is looked up from here, then from the project.
+
+  Raises:
+    ValueError: If there is no such file or it gives no such configuration.
+  """
+  name, _, argument = path.partition('.py:')
+  if argument:
+    name += '.py'
+  places = [pathlib.Path(name), _ROOT / name]
+  file = next((place for place in places if place.is_file()), None)
+  if file is None:
+    known = sorted((_ROOT / 'experiments' / 'configs').glob('*.py'))
+    raise ValueError(
+      f'--config={path} is not a file; those that come with the project are '
+      f'{", ".join(str(k.relative_to(_ROOT)) for k in known)}.'
+    )
+  spec = importlib.util.spec_from_file_location('run_config', file)
+  if spec is None or spec.loader is None:
+    raise ValueError(f'--config={path} must be a Python file ending in .py.')
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(*([argument] if argument else []))
+  except Exception as error:
+    raise ValueError(
+      f'--config={path} failed{_line_of(error, file)}: '
+      f'{type(error).__name__}: {" ".join(str(error).split())}; mend it.'
+    ) from error
+  if not isinstance(config, config_type):
+    raise ValueError(
+      f'get_config() of --config={path} must return a {config_type.__name__}, '
+      f'got {type(config).__name__}.'
+    )
+  return config
+
+
+def resolve(
+  path: str, config_type: type[_Config], changes: dict[str, str]
+) -> _Config:
+  """Loads a configuration, applies overrides and checks it as a whole."""
+  config = load(path, config_type)
+  overrides.check_types(config)
+  config = overrides.apply_overrides(config, changes)
+  validate = getattr(config, 'validate', None)
+  if validate is not None:
+    validate()
+  return config
+
+
+def _line_of(error: Exception, file: pathlib.Path) -> str:
+  """Where in the configuration file it went wrong, as far as is known."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+  return f' in line {lines[-1]}' if lines else ''

@@ -1,0 +1,97 @@
+"""Starts the pre-training binary as users do, in a process of its own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_PATIENCE_SECS = 300.0
+_PROGRAM = """
+import runpy
+runpy.run_module('experiments.pretrain', run_name='__main__', alter_sys=True)
+"""
+_LIMIT = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+"""
+
+
+def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
+  """The environment of a process that shares compiled programs in `cache`."""
+  return {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.05',
+    **more,
+  }
+
+
+def start(
+  arguments: Sequence[str],
+  *,
+  cache: pathlib.Path,
+  largest_file: int | None = None,
+  **more: str,
+) -> subprocess.Popen[str]:
+  """Starts `experiments.pretrain`.
+
+  Args:
+    arguments: Of the command line.
+    cache: Folder of compiled programs.
+    largest_file: Bytes no file may exceed, as on a full disk.
+    **more: Environment variables.
+  """
+  program = _PROGRAM
+  if largest_file is not None:
+    program = _LIMIT.format(largest_file) + program
+  return subprocess.Popen(
+    [sys.executable, '-c', program, *arguments],
+    cwd=_ROOT,
+    env=environment(cache, **more),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+  """Waits for exit code, standard output and standard error."""
+  try:
+    out, err = process.communicate(timeout=_PATIENCE_SECS)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    _, err = process.communicate()
+    raise AssertionError(f'still running:\n{err}') from None
+  return process.returncode, out, err
+
+
+def wait_until(
+  condition: Callable[[], bool], process: subprocess.Popen[str]
+) -> None:
+  """Waits while the process runs until something is so."""
+  deadline = time.monotonic() + _PATIENCE_SECS
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def num_lines(workdir: pathlib.Path) -> int:
+  """Lines of metrics that a run has written so far."""
+  path = workdir / 'metrics.jsonl'
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def write_config(folder: pathlib.Path, source: str) -> pathlib.Path:
+  """Writes a configuration file whose `get_config` gives this expression."""
+  file = folder / 'run.py'
+  file.write_text(
+    'import dataclasses, pathlib\n'
+    'from tests import tiny\n'
+    'def get_config():\n'
+    f'  return {source}\n'
+  )
+  return file

@@ -1,0 +1,376 @@
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from efficient_llm.models import transformer
+from efficient_llm.typing import LogicalAxes
+from tests.models import architectures
+
+ALL = pytest.mark.parametrize('name', architectures.ARCHITECTURES)
+# Float32 rounding through two layers, in logits of size about 3.
+ROUNDING = 2e-5
+_SMALL = dataclasses.replace(
+  architectures.ARCHITECTURES['llama'], vocab_size=512, embed_dim=128
+)
+
+
+def _logits(name: str, tokens_BT: np.ndarray, **inputs: Any) -> np.ndarray:
+  config = architectures.ARCHITECTURES[name]
+  params = architectures.params(name)
+  output = architectures.forward(config, params, tokens_BT, **inputs)
+  return np.asarray(output.logits)
+
+
+def test_a_causal_model_has_no_gradient_from_the_future() -> None:
+  gradient_TT = architectures.influence('llama', 6)
+  np.testing.assert_array_equal(gradient_TT != 0, np.tri(6, dtype=bool))
+
+
+def test_a_bidirectional_model_sees_both_sides() -> None:
+  assert (architectures.influence('bert', 6) != 0).all()
+
+
+@ALL
+def test_no_gradient_crosses_from_one_packed_document_to_another(
+  name: str,
+) -> None:
+  ids_T = np.array([1, 1, 1, 2, 2, 0, 0], np.int32)
+  gradient_TT = architectures.influence(name, 7, segment_ids_BT=ids_T[None])
+  expected_TT = ids_T[:, None] == ids_T[None]
+  if architectures.ARCHITECTURES[name].causal:
+    expected_TT &= np.tri(7, dtype=bool)
+  np.testing.assert_array_equal(gradient_TT != 0, expected_TT)
+
+
+_PACKED_IDS = np.array([[1] * 4 + [2] * 4 + [0] * 2], np.int32)
+_PACKED_POSITIONS = np.array([[*range(4), *range(4), 0, 0]], np.int32)
+
+
+@ALL
+def test_packed_documents_give_what_each_gives_alone(name: str) -> None:
+  documents_BT = architectures.tokens(2, 4)
+  packed_BT = np.zeros((1, 10), np.int32)
+  packed_BT[0, :8] = documents_BT.ravel()
+  packed = _logits(
+    name,
+    packed_BT,
+    segment_ids_BT=_PACKED_IDS,
+    positions_BT=_PACKED_POSITIONS,
+  )
+  alone = _logits(name, documents_BT)
+  np.testing.assert_allclose(
+    packed[0, :8].reshape(alone.shape), alone, atol=ROUNDING
+  )
+
+
+@ALL
+def test_padding_changes_nothing_elsewhere(name: str) -> None:
+  packing = {
+    'segment_ids_BT': _PACKED_IDS,
+    'positions_BT': _PACKED_POSITIONS,
+  }
+  tokens_BT = architectures.tokens(1, 10)
+  other_BT = tokens_BT.copy()
+  other_BT[:, 8:] = (other_BT[:, 8:] + 5) % 37
+  np.testing.assert_array_equal(
+    _logits(name, tokens_BT, **packing)[:, :8],
+    _logits(name, other_BT, **packing)[:, :8],
+  )
+
+
+def test_positions_count_from_zero_by_default() -> None:
+  tokens_BT = architectures.tokens(2, 4)
+  positions_BT = np.tile(np.arange(4, dtype=np.int32), (2, 1))
+  np.testing.assert_allclose(
+    _logits('gpt2', tokens_BT),
+    _logits('gpt2', tokens_BT, positions_BT=positions_BT),
+    atol=ROUNDING,
+  )
+
+
+def test_token_types_are_zero_by_default_and_matter() -> None:
+  tokens_BT = architectures.tokens(2, 4)
+  default = _logits('bert', tokens_BT)
+  zeros = _logits('bert', tokens_BT, token_types_BT=np.zeros((2, 4), np.int32))
+  ones = _logits('bert', tokens_BT, token_types_BT=np.ones((2, 4), np.int32))
+  np.testing.assert_allclose(default, zeros, atol=ROUNDING)
+  assert abs(ones - zeros).max() > 0.1
+
+
+@pytest.mark.parametrize('name', ['llama', 'bert'])
+def test_unstacked_layers_give_the_same_logits(name: str) -> None:
+  tokens_BT = architectures.tokens(2, 4)
+  params = transformer.unstack_layers(architectures.params(name))
+  unstacked = architectures.forward(
+    architectures.ARCHITECTURES[name], params, tokens_BT
+  )
+  assert isinstance(params['layers'], tuple)
+  np.testing.assert_allclose(
+    unstacked.logits, _logits(name, tokens_BT), atol=ROUNDING
+  )
+
+
+def test_unstacked_layers_are_not_unstacked_again() -> None:
+  params = transformer.unstack_layers(architectures.params('llama'))
+  assert transformer.unstack_layers(params) is params
+
+
+@jax.jit
+def _loss(logits_BTV: jax.Array) -> jax.Array:
+  return jax.nn.log_softmax(logits_BTV)[..., 0].mean()
+
+
+def _gradient(**changes: Any) -> Any:
+  config = dataclasses.replace(architectures.ARCHITECTURES['llama'], **changes)
+
+  def loss(params: Any) -> jax.Array:
+    tokens_BT = jnp.asarray(architectures.tokens(2, 4))
+    output = transformer.apply(config, params, tokens_BT)
+    assert output.logits is not None
+    return _loss(output.logits)
+
+  return jax.jit(jax.grad(loss))(architectures.params('llama'))
+
+
+@pytest.fixture(scope='module')
+def plain_gradient() -> Any:
+  return _gradient()
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [{'remat': 'dots'}, {'remat': 'full'}, {'scan_unroll': 2}],
+  ids=str,
+)
+def test_memory_settings_leave_the_gradient_alone(
+  changes: dict[str, Any], plain_gradient: Any
+) -> None:
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+    _gradient(**changes),
+    plain_gradient,
+  )
+
+
+@pytest.mark.parametrize('name', ['llama', 'bert'])
+def test_bfloat16_stays_close_to_float32(name: str) -> None:
+  tokens_BT = architectures.tokens(2, 4)
+  config = dataclasses.replace(
+    architectures.ARCHITECTURES[name], dtype='bfloat16'
+  )
+  output = architectures.forward(config, architectures.params(name), tokens_BT)
+  assert output.logits is not None
+  assert output.logits.dtype == np.float32
+  exact = _logits(name, tokens_BT)
+  # 8 bits of mantissa are 0.4 % a step, over about ten steps in sequence.
+  error = np.linalg.norm(output.logits - exact) / np.linalg.norm(exact)
+  assert 0 < error < 0.04
+
+
+def test_logits_can_be_computed_later_for_chosen_positions() -> None:
+  config = architectures.ARCHITECTURES['bert']
+  params = architectures.params('bert')
+  tokens_BT = architectures.tokens(2, 4)
+  hidden_BTD = architectures.forward(config, params, tokens_BT).hidden
+  chosen = transformer.unembed(config, params, hidden_BTD[:, 2])
+  np.testing.assert_allclose(
+    chosen, _logits('bert', tokens_BT)[:, 2], atol=ROUNDING
+  )
+
+
+def _apply_shape(name: str, num_tokens: int, **inputs: Any) -> None:
+  config = architectures.ARCHITECTURES[name]
+  jax.eval_shape(
+    lambda params, tokens_BT, inputs: transformer.apply(
+      config, params, tokens_BT, **inputs
+    ),
+    architectures.params(name),
+    np.zeros((1, num_tokens), np.int32),
+    inputs,
+  )
+
+
+def test_logits_are_left_out_where_not_wanted() -> None:
+  config = architectures.ARCHITECTURES['bert']
+  output = jax.eval_shape(
+    lambda params, tokens_BT: transformer.apply(
+      config, params, tokens_BT, with_logits=False
+    ),
+    architectures.params('bert'),
+    np.zeros((1, 4), np.int32),
+  )
+  assert output.logits is None
+
+
+def test_a_sequence_longer_than_the_positions_is_refused() -> None:
+  with pytest.raises(ValueError, match=r'^33 tokens exceed the 32 positions'):
+    _apply_shape('llama', 33)
+
+
+def test_a_sequence_longer_than_the_cache_is_refused() -> None:
+  config = architectures.ARCHITECTURES['llama']
+  cache = transformer.empty_cache(config, batch_size=1, capacity=5)
+  with pytest.raises(ValueError, match=r'^6 tokens exceed the 5 positions'):
+    _apply_shape('llama', 6, cache=cache)
+
+
+def test_inputs_that_would_be_ignored_are_refused() -> None:
+  config = architectures.ARCHITECTURES['llama']
+  ones = np.ones((1, 4), np.int32)
+  with pytest.raises(ValueError, match='token_types_BT needs'):
+    _apply_shape('llama', 4, token_types_BT=ones)
+  with pytest.raises(ValueError, match='num_new_B needs a cache'):
+    _apply_shape('llama', 4, num_new_B=ones[:, 0])
+  with pytest.raises(ValueError, match='tail_mask_BTT needs a cache'):
+    _apply_shape('llama', 4, tail_mask_BTT=np.ones((1, 4, 4), bool))
+  cache = transformer.empty_cache(config, batch_size=1, capacity=8)
+  with pytest.raises(ValueError, match='segment_ids_BT does not go with'):
+    _apply_shape('llama', 4, segment_ids_BT=ones, cache=cache)
+
+
+_INIT = jax.jit(transformer.init, static_argnums=0)
+
+
+def test_the_same_key_makes_the_same_parameters() -> None:
+  first, again = (_INIT(_SMALL, jax.random.key(3)) for _ in range(2))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_another_key_makes_other_parameters() -> None:
+  first, other = (_INIT(_SMALL, jax.random.key(seed)) for seed in (3, 4))
+  assert (first['embedding']['tokens'] != other['embedding']['tokens']).all()
+
+
+@functools.cache
+def _kernels(config: transformer.TransformerConfig) -> dict[str, np.ndarray]:
+  """Every random matrix by name, layers apart."""
+  params = _INIT(config, jax.random.key(0))
+  single = transformer.unstack_layers(params)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(single)
+    if np.std(leaf) > 0
+  }
+
+
+def test_no_two_matrices_start_alike() -> None:
+  kernels = list(_kernels(_SMALL).values())
+  assert len(kernels) == 1 + 2 * 7 + 1
+  firsts = {float(kernel.ravel()[0]) for kernel in kernels}
+  assert len(firsts) == len(kernels)
+
+
+@pytest.mark.parametrize('init_std', [None, 0.3])
+def test_matrices_start_with_the_documented_deviation(
+  init_std: float | None,
+) -> None:
+  config = dataclasses.replace(_SMALL, init_std=init_std)
+  residual = (2 * config.num_layers) ** -0.5
+  expected = {
+    'embedding/tokens': init_std or 0.02,
+    'attention/query/kernel': init_std or 128**-0.5,
+    'attention/key/kernel': init_std or 128**-0.5,
+    'attention/value/kernel': init_std or 128**-0.5,
+    'attention/out/kernel': residual * (init_std or 128**-0.5),
+    'mlp/up/kernel': init_std or 128**-0.5,
+    'mlp/gate/kernel': init_std or 128**-0.5,
+    'mlp/down/kernel': residual * (init_std or 24**-0.5),
+    'head/kernel': init_std or 128**-0.5,
+  }
+  # Cutting a normal distribution at three deviations leaves 0.98658 of one.
+  for name, kernel in _kernels(config).items():
+    std = next(std for end, std in expected.items() if name.endswith(end))
+    tolerance = 4 / math.sqrt(2 * kernel.size)
+    assert kernel.std() == pytest.approx(0.98658 * std, rel=tolerance), name
+    assert abs(kernel).max() <= 3.0001 * std
+
+
+def test_post_norm_models_have_no_smaller_residual_start() -> None:
+  assert architectures.ARCHITECTURES['bert'].residual_scale == 1.0
+
+
+@ALL
+def test_every_parameter_has_an_axis_name_for_each_dimension(name: str) -> None:
+  config = architectures.ARCHITECTURES[name]
+  shapes = jax.tree.map(
+    lambda leaf: tuple(config.sizes[axis] for axis in leaf.names),
+    transformer.logical_axes(config),
+  )
+  params = transformer.abstract_params(config)
+  assert shapes == jax.tree.map(lambda leaf: leaf.shape, params)
+
+
+def test_layers_are_stacked_in_front() -> None:
+  axes = transformer.logical_axes(architectures.ARCHITECTURES['llama'])
+  assert axes['layers']['attention']['out']['kernel'] == LogicalAxes(
+    inputs=('heads', 'head_dim'), outputs=('embed',), stack=('layers',)
+  )
+
+
+@ALL
+def test_the_count_is_the_size_of_the_tree(name: str) -> None:
+  config = architectures.ARCHITECTURES[name]
+  params = architectures.params(name)
+  total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  assert transformer.num_params(config) == total
+  tables = sum(
+    params['embedding'][table].size
+    for table in ('tokens', 'positions', 'token_types')
+    if table in params['embedding']
+  )
+  assert transformer.num_params(config, embeddings=False) == total - tables
+
+
+def _compiled_flops(
+  config: transformer.TransformerConfig, num_tokens: int
+) -> float:
+  """FLOPs of forward and backward pass per token, as XLA counts them."""
+
+  def loss(params: Any, tokens_BT: jax.Array) -> jax.Array:
+    output = transformer.apply(config, params, tokens_BT)
+    assert output.logits is not None
+    return _loss(output.logits)
+
+  step = jax.jit(jax.grad(loss)).lower(
+    transformer.abstract_params(config),
+    jax.ShapeDtypeStruct((1, num_tokens), np.int32),
+  )
+  analysis = step.compile().cost_analysis()
+  assert isinstance(analysis, dict)
+  return analysis['flops'] / num_tokens
+
+
+@pytest.mark.parametrize('name', ['llama', 'bert'])
+def test_flops_agree_with_the_compiler(name: str) -> None:
+  config = dataclasses.replace(
+    architectures.ARCHITECTURES[name],
+    vocab_size=512,
+    embed_dim=128,
+    mlp_dim=512,
+    max_positions=64,
+    # A loop's body would be counted once.
+    scan_unroll=2,
+  )
+  counted = transformer.flops_per_token(config, num_tokens=64)
+  if config.causal:
+    # XLA also computes the half that the mask throws away.
+    counted += 12 * config.num_layers * 128 * 32
+  # Norms, softmax and activations come on top: a few per cent at this width.
+  assert 1.0 < _compiled_flops(config, 64) / counted < 1.1
+
+
+def test_attention_costs_half_where_causal() -> None:
+  causal = architectures.ARCHITECTURES['gpt2']
+  both = dataclasses.replace(causal, causal=False)
+
+  def attention(config: transformer.TransformerConfig) -> float:
+    count = transformer.flops_per_token
+    return count(config, num_tokens=32) - count(config, num_tokens=0)
+
+  assert attention(both) == 2 * attention(causal) > 0

@@ -1,0 +1,371 @@
+import dataclasses
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from efficient_llm import optimizer
+from efficient_llm.models import transformer
+from efficient_llm.typing import LogicalAxes
+from tests.models import architectures
+
+_MATRIX = LogicalAxes(inputs=('embed',), outputs=('mlp',), stack=('layers',))
+_AXES = {
+  'layers': {
+    'up': {
+      'kernel': _MATRIX,
+      'bias': LogicalAxes(outputs=('mlp',), stack=('layers',)),
+    },
+    'out': {
+      'kernel': LogicalAxes(
+        inputs=('heads', 'head_dim'), outputs=('embed',), stack=('layers',)
+      )
+    },
+    'norm': {'scale': LogicalAxes(outputs=('embed',), stack=('layers',))},
+  },
+  'embedding': {'tokens': LogicalAxes(inputs=('vocab',), outputs=('embed',))},
+  'head': {'kernel': LogicalAxes(inputs=('embed',), outputs=('vocab',))},
+}
+_SIZES = {
+  'layers': 2,
+  'embed': 12,
+  'mlp': 20,
+  'heads': 3,
+  'head_dim': 8,
+  'vocab': 30,
+}
+
+
+def _random(seed: int) -> Any:
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: jnp.asarray(
+      rng.normal(size=[_SIZES[name] for name in leaf.names]), np.float32
+    ),
+    _AXES,
+  )
+
+
+def _first_update(config: optimizer.OptimizerConfig, grads: Any) -> Any:
+  """The change of the parameters in a first step at the peak rate."""
+  config = dataclasses.replace(config, warmup_steps=0, schedule='constant')
+  transform = optimizer.make_optimizer(config, _AXES, num_steps=10).transform
+  params = _random(1)
+  state = transform.init(params)
+  return jax.jit(transform.update)(grads, state, params)[0]
+
+
+_schedules = st.builds(
+  optimizer.OptimizerConfig,
+  schedule=st.sampled_from(['cosine', 'wsd', 'constant']),
+  learning_rate=st.floats(1e-6, 1.0),
+  warmup_steps=st.integers(0, 60),
+  decay_fraction=st.floats(0, 1),
+  final_fraction=st.floats(0, 1),
+)
+
+
+@hypothesis.settings(max_examples=50)
+@hypothesis.given(_schedules, st.integers(1, 80))
+def test_a_learning_rate_is_between_zero_and_the_peak(
+  config: optimizer.OptimizerConfig, num_steps: int
+) -> None:
+  hypothesis.assume(config.warmup_steps < num_steps)
+  schedule = optimizer.make_schedule(config, num_steps=num_steps)
+  # One length for all, as every other one is compiled anew.
+  rates = np.asarray(schedule(np.arange(90)))
+  assert (rates >= 0).all()
+  # Rates are float32.
+  assert (rates <= config.learning_rate * (1 + 1e-6)).all()
+  peak = np.asarray(schedule(np.array(config.warmup_steps)))
+  assert peak == pytest.approx(config.learning_rate, rel=1e-5)
+
+
+@hypothesis.settings(max_examples=50)
+@hypothesis.given(_schedules, st.integers(1, 80))
+def test_a_decaying_schedule_ends_at_its_final_rate(
+  config: optimizer.OptimizerConfig, num_steps: int
+) -> None:
+  config = dataclasses.replace(
+    config, decay_fraction=max(0.1, config.decay_fraction)
+  )
+  hypothesis.assume(config.schedule != 'constant')
+  hypothesis.assume(config.warmup_steps < num_steps)
+  # Fewer than ten steps have no tenth.
+  hypothesis.assume(num_steps >= 10)
+  schedule = optimizer.make_schedule(config, num_steps=num_steps)
+  final = config.learning_rate * config.final_fraction
+  for step in (num_steps, num_steps + 7):
+    rate = float(schedule(step))
+    assert rate == pytest.approx(final, rel=1e-4, abs=1e-6)
+
+
+def _rates(num_steps: int, **settings: Any) -> np.ndarray:
+  config = optimizer.OptimizerConfig(learning_rate=1.0, **settings)
+  schedule = optimizer.make_schedule(config, num_steps=num_steps)
+  return np.array([float(schedule(step)) for step in range(num_steps + 1)])
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'wsd', 'constant'])
+def test_warm_up_is_linear_from_zero(schedule: str) -> None:
+  rates = _rates(100, schedule=schedule, warmup_steps=10)
+  np.testing.assert_allclose(rates[:11], np.arange(11) / 10, atol=1e-6)
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'wsd', 'constant'])
+def test_without_warm_up_the_first_rate_is_the_peak(schedule: str) -> None:
+  assert _rates(100, schedule=schedule, warmup_steps=0)[0] == 1
+
+
+def test_wsd_stays_at_the_peak_and_then_falls_in_a_line() -> None:
+  rates = _rates(
+    100,
+    schedule='wsd',
+    warmup_steps=10,
+    decay_fraction=0.2,
+    final_fraction=0.5,
+  )
+  np.testing.assert_array_equal(rates[10:81], np.ones(71))
+  np.testing.assert_allclose(rates[80:], np.linspace(1, 0.5, 21), atol=1e-6)
+
+
+def test_wsd_decays_to_the_end_where_warm_up_leaves_little_room() -> None:
+  rates = _rates(
+    100,
+    schedule='wsd',
+    warmup_steps=60,
+    decay_fraction=0.8,
+    final_fraction=0.1,
+  )
+  np.testing.assert_allclose(rates[60:], np.linspace(1, 0.1, 41), atol=1e-6)
+
+
+def test_cosine_falls_all_the_way() -> None:
+  rates = _rates(100, schedule='cosine', warmup_steps=10, final_fraction=0.1)
+  assert (np.diff(rates[10:]) < 0).all()
+  assert rates[55] == pytest.approx(0.55, abs=1e-6)
+
+
+def test_a_constant_rate_stays() -> None:
+  rates = _rates(30, schedule='constant', warmup_steps=10)
+  np.testing.assert_array_equal(rates[10:], np.ones(21))
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'wsd'])
+def test_warm_up_must_end_before_the_run_does(schedule: str) -> None:
+  with pytest.raises(
+    ValueError, match=r'^optimizer.warmup_steps=9 must be below num_steps=9;'
+  ):
+    _rates(9, schedule=schedule, warmup_steps=9)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_weight_decay_takes_matrices_only(name: Any) -> None:
+  grads = _random(2)
+  updates = [
+    _first_update(
+      optimizer.OptimizerConfig(
+        name=name, learning_rate=0.5, weight_decay=decay, clip_norm=None
+      ),
+      grads,
+    )
+    for decay in (0.0, 0.25)
+  ]
+  change = jax.tree.map(lambda plain, decayed: decayed - plain, *updates)
+  expected = jax.tree.map(
+    lambda axes, param: -0.125 * param if axes.is_matrix else 0 * param,
+    _AXES,
+    _random(1),
+  )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), change, expected
+  )
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_an_update_scales_with_the_learning_rate(name: Any) -> None:
+  small, large = (
+    _first_update(
+      optimizer.OptimizerConfig(name=name, learning_rate=rate), _random(2)
+    )
+    for rate in (0.125, 0.5)
+  )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(4 * x, y, rtol=1e-6), small, large
+  )
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_a_step_lowers_a_quadratic(name: Any) -> None:
+  params = _random(1)
+  config = optimizer.OptimizerConfig(name=name, learning_rate=0.01)
+  new = optax.apply_updates(params, _first_update(config, params))
+  for before, after in zip(
+    jax.tree.leaves(params), jax.tree.leaves(new), strict=True
+  ):
+    assert jnp.square(after).sum() < jnp.square(before).sum()
+
+
+def test_muon_takes_inner_matrices_only() -> None:
+  taken = jax.tree.map(
+    lambda dimensions: dimensions is not None,
+    optimizer.muon_dimensions(_AXES),
+    is_leaf=lambda x: x is None or isinstance(x, tuple),
+  )
+  assert taken == {
+    'layers': {
+      'up': {'kernel': True, 'bias': False},
+      'out': {'kernel': True},
+      'norm': {'scale': False},
+    },
+    'embedding': {'tokens': False},
+    'head': {'kernel': False},
+  }
+
+
+def test_muon_leaves_every_table_norm_and_bias_of_a_model_alone() -> None:
+  axes = transformer.logical_axes(architectures.ARCHITECTURES['bert'])
+  dimensions = optimizer.muon_dimensions(axes)
+  taken = {
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, _ in jax.tree_util.tree_leaves_with_path(
+      dimensions,
+      is_leaf=lambda x: isinstance(x, tuple),
+    )
+  }
+  assert taken == {
+    *(f'layers/attention/{p}/kernel' for p in ('query', 'key', 'value', 'out')),
+    'layers/mlp/up/kernel',
+    'layers/mlp/down/kernel',
+    'head/transform/kernel',
+  }
+
+
+@pytest.mark.parametrize(
+  ('path', 'shape'), [('up', (2, 12, 20)), ('out', (2, 24, 12))]
+)
+def test_a_muon_update_is_nearly_orthogonal_in_every_layer(
+  path: str, shape: tuple[int, ...]
+) -> None:
+  config = optimizer.OptimizerConfig(
+    name='muon', learning_rate=1.0, weight_decay=0.0, clip_norm=None
+  )
+  update = _first_update(config, _random(2))['layers'][path]['kernel']
+  for layer in np.asarray(update).reshape(shape):
+    singular = np.linalg.svd(layer, compute_uv=False)
+    singular /= config.muon_scale * max(layer.shape) ** 0.5
+    # Five Newton-Schulz steps with Jordan's coefficients: 0.7 to 1.2.
+    assert singular.min() > 0.65
+    assert singular.max() < 1.25
+    rms = np.sqrt(np.square(layer).mean())
+    # The mean square of the singular values is not quite 1.
+    assert rms == pytest.approx(config.muon_scale, rel=0.2)
+
+
+def test_what_muon_leaves_gets_an_adam_update() -> None:
+  config = optimizer.OptimizerConfig(
+    name='muon', learning_rate=1.0, weight_decay=0.0, clip_norm=None
+  )
+  grads = _random(2)
+  update = _first_update(config, grads)
+  for parts in (('embedding', 'tokens'), ('head', 'kernel')):
+    gradient, change = grads, update
+    for part in parts:
+      gradient, change = gradient[part], change[part]
+    # A first step of Adam is the sign of the gradient (Nesterov: scaled).
+    ratio = -np.asarray(change) / np.sign(gradient)
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-3)
+
+
+def test_a_large_gradient_is_clipped() -> None:
+  config = optimizer.OptimizerConfig(
+    learning_rate=1.0,
+    weight_decay=0.0,
+    # So large that the update is the gradient itself, over epsilon.
+    epsilon=1e6,
+    clip_norm=0.5,
+  )
+  update = _first_update(config, _random(2))
+  assert 1e6 * float(optimizer.global_norm(update)) == pytest.approx(
+    0.5, rel=1e-4
+  )
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_every_moment_is_mapped_to_its_parameter(name: Any) -> None:
+  axes = transformer.logical_axes(architectures.ARCHITECTURES['bert'])
+  params = transformer.abstract_params(architectures.ARCHITECTURES['bert'])
+  transform = optimizer.make_optimizer(
+    optimizer.OptimizerConfig(name=name), axes, num_steps=1000
+  ).transform
+  state = jax.eval_shape(transform.init, params)
+  mapped = optimizer.like_params(state, params, otherwise=None)
+  pairs = list(
+    zip(
+      jax.tree.leaves(state),
+      jax.tree.leaves(mapped, is_leaf=lambda x: x is None),
+      strict=True,
+    )
+  )
+  moments = [(leaf, like) for leaf, like in pairs if like is not None]
+  others = [leaf for leaf, like in pairs if like is None]
+  assert all(leaf.shape == like.shape for leaf, like in moments)
+  assert all(leaf.size <= 3 for leaf in others)
+  num_params = len(jax.tree.leaves(params))
+  muon = 7 if name == 'muon' else 0
+  assert len(moments) == 2 * num_params - muon
+
+
+def test_the_longest_path_decides_between_parameters_of_one_name() -> None:
+  values = {'norm': {'scale': 'inner'}, 'head': {'norm': {'scale': 'outer'}}}
+  zeros = jax.tree.map(lambda _: jnp.zeros(3), values)
+  state = optax.adam(1e-3).init(zeros)
+  mapped: Any = optimizer.like_params(state, values, otherwise='counter')
+  assert mapped[0].mu == mapped[0].nu == values
+  assert mapped[0].count == 'counter'
+
+
+def test_the_global_norm_is_taken_in_float32() -> None:
+  tree = {'a': jnp.full(10_000, 0.1, jnp.bfloat16), 'b': jnp.zeros(3)}
+  norm = optimizer.global_norm(tree)
+  assert norm.dtype == jnp.float32
+  assert float(norm) == pytest.approx(100 * float(tree['a'][0]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'learning_rate': 0.0}, 'learning_rate=0.0 must be positive.'),
+    ({'learning_rate': float('nan')}, 'learning_rate=nan must be positive.'),
+    ({'epsilon': 0.0}, 'epsilon=0.0 must be positive.'),
+    ({'muon_scale': -0.2}, 'muon_scale=-0.2 must be positive.'),
+    ({'warmup_steps': -1}, 'warmup_steps=-1 must be 0 or more.'),
+    ({'weight_decay': -0.1}, 'weight_decay=-0.1 must be 0 or more.'),
+    ({'b1': 1.0}, 'b1=1.0 must be in [0, 1).'),
+    ({'b2': -0.1}, 'b2=-0.1 must be in [0, 1).'),
+    ({'muon_momentum': 1.5}, 'muon_momentum=1.5 must be in [0, 1).'),
+    ({'decay_fraction': 1.5}, 'decay_fraction=1.5 must be in [0, 1].'),
+    ({'final_fraction': -1.0}, 'final_fraction=-1.0 must be in [0, 1].'),
+    ({'clip_norm': 0.0}, 'clip_norm=0.0 must be positive; None is off.'),
+    (
+      {'clip_norm': float('nan')},
+      'clip_norm=nan must be positive; None is off.',
+    ),
+    ({'name': 'sgd'}, "name='sgd' must be one of adamw, muon."),
+    (
+      {'schedule': 'step'},
+      "schedule='step' must be one of cosine, wsd, constant.",
+    ),
+  ],
+)
+def test_a_setting_out_of_range_is_refused(
+  changes: dict[str, Any], message: str
+) -> None:
+  with pytest.raises(ValueError) as caught:
+    optimizer.OptimizerConfig(**changes).validate()
+  assert str(caught.value) == f'optimizer.{message}'
