@@ -105,7 +105,11 @@ def _multi_slice(
       )
       within = tuple(s // a for s, a in zip(sizes, across, strict=True))
       return mesh_utils.create_hybrid_device_mesh(
-        within, across, devices=devices
+        within,
+        across,
+        devices=devices,
+        # As one slice allows: tensor=2 on a 4x4 torus, say.
+        allow_split_physical_axes=True,
       )
   raise ValueError(
     f'{num_slices=} must divide mesh.island, mesh.data or mesh.fsdp, got '

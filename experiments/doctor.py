@@ -1,8 +1,9 @@
 """Checks a machine before a run: one line each, ok, warn or FAIL.
 
     python -m experiments.doctor --want=gpu --devices=8 --workdir=DIR
-    python -m experiments.doctor --coordinator=10.0.0.1:1234 \
-        --num_processes=4 --process_id=1
+
+For one of several processes add --coordinator=HOST:PORT, --num_processes and
+--process_id: the coordinator must then be reachable.
 
 Exit codes: 0 nothing failed, 1 a check failed, 2 flags that make no sense.
 """

@@ -1,7 +1,6 @@
 """Plans a pre-training run before paying for it, without the hardware.
 
-    python -m experiments.plan --config=experiments/configs/pretrain_8b.py \
-        --topology=v5e:16x16
+    python -m experiments.plan --config=FILE --topology=v5e:16x16
 
 Compiles the real train step for the devices and prints memory per chip, FLOPs,
 bytes between chips and an estimate of the time; when it does not fit, the first

@@ -14,9 +14,9 @@ def run(config: pretrain.PretrainConfig, workdir: pathlib.Path) -> int:
   """Trains and says where to look."""
   outcome = pretrain.train(config, workdir=workdir)
   if outcome.stopped_by is not None:
-    print(f'Stopped by {outcome.stopped_by}; the same command continues.')
+    runner.say(f'Stopped by {outcome.stopped_by}; the same command continues.')
     return runner.STOPPED
-  print(f'Report: {workdir / "report.html"}')
+  runner.say(f'Report: {workdir / "report.html"}')
   return runner.DONE
 
 

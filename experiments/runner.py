@@ -164,6 +164,14 @@ def start_jax(
     logging.info(
       'JAX process %d of %d', jax.process_index(), jax.process_count()
     )
+  if jax.process_index() > 0:
+    logging.set_verbosity(logging.WARNING)
+
+
+def say(line: str) -> None:
+  """Prints a line on standard output, once for all processes."""
+  if jax.process_index() == 0:
+    print(line)
 
 
 def _run(

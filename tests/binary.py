@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _PATIENCE_SECS = 300.0
@@ -19,22 +19,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
 """
 
 
-def environment(cache: pathlib.Path, **more: str) -> dict[str, str]:
-  """The environment of a process that shares compiled programs in `cache`."""
-  return {
-    **os.environ,
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.05',
-    **more,
-  }
-
-
 def start(
   arguments: Sequence[str],
   *,
   cache: pathlib.Path,
   largest_file: int | None = None,
-  **more: str,
+  environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
   """Starts `experiments.pretrain`.
 
@@ -42,7 +32,7 @@ def start(
     arguments: Of the command line.
     cache: Folder of compiled programs.
     largest_file: Bytes no file may exceed, as on a full disk.
-    **more: Environment variables.
+    environment: Further environment variables.
   """
   program = _PROGRAM
   if largest_file is not None:
@@ -50,7 +40,12 @@ def start(
   return subprocess.Popen(
     [sys.executable, '-c', program, *arguments],
     cwd=_ROOT,
-    env=environment(cache, **more),
+    env={
+      **os.environ,
+      'JAX_COMPILATION_CACHE_DIR': str(cache),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.05',
+      **(environment or {}),
+    },
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -197,7 +197,9 @@ def eight() -> dict[str, Any]:
     env={
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+      # Compiles in half the time.
+      '--xla_backend_optimization_level=0',
     },
     capture_output=True,
     text=True,

@@ -31,7 +31,7 @@ def batch(
     'tokens': rng.integers(0, vocab_size, shape, np.int32),
     'targets': rng.integers(0, vocab_size, shape, np.int32),
     'segment_ids': np.broadcast_to(
-      np.repeat(np.int32([1, 2]), half), shape
+      np.repeat(np.array([1, 2], np.int32), half), shape
     ).copy(),
     'positions': np.broadcast_to(
       np.tile(np.arange(half, dtype=np.int32), 2), shape

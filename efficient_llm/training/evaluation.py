@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 from efficient_llm import typing
 from efficient_llm.data import pipeline
+from efficient_llm.training import state as state_lib
 from efficient_llm.training import step
 
 
 def evaluate(
-  params: typing.Params,
   dataset: pipeline.Dataset,
+  state: state_lib.TrainState,
   *,
   eval_step: step.EvalStep,
   place: Callable[[typing.Batch], typing.Batch],
@@ -25,8 +26,8 @@ def evaluate(
   """Mean loss in nats per token, accuracy, perplexity and bits per byte.
 
   Args:
-    params: Of the model.
     dataset: The validation split.
+    state: Whose parameters are evaluated.
     eval_step: (params, batch) -> Loss.
     place: Puts a batch on the devices.
     num_batches: The first so many; None for all.
@@ -39,7 +40,7 @@ def evaluate(
   batches = dataset.iterate(process=process, repeat=False)
   with contextlib.closing(batches):
     for batch in itertools.islice(batches, num_batches):
-      loss = eval_step(params, place(batch))
+      loss = eval_step(state.params, place(batch))
       total = loss if total is None else jax.tree.map(jnp.add, total, loss)
   if total is None:
     raise ValueError('The validation split has no batch; add text to it.')

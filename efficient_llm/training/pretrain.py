@@ -18,14 +18,14 @@ from jax.sharding import Mesh
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding
-from efficient_llm.data import pipeline, splits
+from efficient_llm.data import pipeline
 from efficient_llm.models import attention, transformer
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.training import (
   batch_layout,
+  datasets,
   evaluation,
   objectives,
-  processes,
   report,
   samples,
   step,
@@ -170,8 +170,10 @@ def train(
   workdir = pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.mesh)
   program = build(config, mesh)
-  dataset, validation = open_data(config.data, cache_dir=workdir / 'cache')
-  check_vocabulary(config.model, dataset.tokenizer)
+  dataset, validation = datasets.open_both(
+    config.data, cache_dir=workdir / 'cache'
+  )
+  datasets.check_vocabulary(config.model, dataset.tokenizer)
   prompts = samples.encode(
     config.sample_prompts, dataset.tokenizer, config.model, config.sampling
   )
@@ -183,11 +185,12 @@ def train(
   logging.info(
     'Model: %s parameters; %s', f'{num_params:,}', _describe_mesh(mesh)
   )
+
   evaluate = None
   if validation is not None:
     evaluate = functools.partial(
       evaluation.evaluate,
-      dataset=validation,
+      validation,
       eval_step=program.eval_step,
       place=place,
       num_batches=config.loop.eval_batches,
@@ -207,9 +210,7 @@ def train(
         step=program.train_step,
         batches=batches,
         place=place,
-        evaluate=None
-        if evaluate is None
-        else lambda state: evaluate(state.params),
+        evaluate=evaluate,
         metadata=checkpoint_metadata(config, dataset),
         flops_per_token=flops_per_token,
       ),
@@ -218,44 +219,28 @@ def train(
       workdir=workdir,
     )
     if outcome.stopped_by is None:
+      written = samples.draw(
+        prompts,
+        outcome.state.params,
+        model=config.model,
+        config=config.sampling,
+        tokenizer=dataset.tokenizer,
+        mesh=mesh,
+        seed=config.seed,
+      )
       result = {
         'num_params': num_params,
         'num_steps': int(outcome.state.step),
         'num_tokens': outcome.num_tokens,
         'flops': outcome.num_tokens * flops_per_token,
         'train_secs': outcome.train_secs,
+        **_named(outcome.eval_metrics),
         'data': dataset.statistics(),
-        'samples': samples.draw(
-          prompts,
-          outcome.state.params,
-          model=config.model,
-          config=config.sampling,
-          tokenizer=dataset.tokenizer,
-          mesh=mesh,
-          seed=config.seed,
-        ),
+        'samples': written,
         'config': dataclasses.asdict(config),
       }
-      for name, value in outcome.eval_metrics.items():
-        key = name if name == 'bits_per_byte' else f'eval_{name}'
-        result[key] = value
       finish(result, workdir=workdir, title='Pre-training')
   return outcome
-
-
-def open_data(
-  config: pipeline.DataConfig, *, cache_dir: pathlib.Path
-) -> tuple[pipeline.Dataset, pipeline.Dataset | None]:
-  """Opens both splits; the first process tokenises for all."""
-
-  def open_split(split: splits.Split) -> pipeline.Dataset:
-    return pipeline.open_dataset(config, split=split, cache_dir=cache_dir)
-
-  has_validation = config.validation_fraction or config.validation_path
-  if jax.process_count() > 1:
-    processes.on_first(lambda: open_split('train').num_sequences)
-  dataset = open_split('train')
-  return dataset, open_split('validation') if has_validation else None
 
 
 def finish(
@@ -285,16 +270,12 @@ def checkpoint_metadata(
   }
 
 
-def check_vocabulary(
-  model: transformer.TransformerConfig, tokenizer: Any
-) -> None:
-  """Refuses a tokenizer whose numbers the model has no rows for."""
-  if tokenizer.vocab_size > model.vocab_size:
-    raise ValueError(
-      f'model.vocab_size={model.vocab_size} must be at least the '
-      f"tokenizer's {tokenizer.vocab_size}; set "
-      f'--config.model.vocab_size={-(-tokenizer.vocab_size // 64) * 64}.'
-    )
+def _named(eval_metrics: Mapping[str, float]) -> dict[str, float]:
+  """As the result calls them."""
+  return {
+    name if name == 'bits_per_byte' else f'eval_{name}': value
+    for name, value in eval_metrics.items()
+  }
 
 
 def _describe_mesh(mesh: Mesh) -> str:

@@ -238,12 +238,13 @@ def test_a_setting_out_of_range_is_refused(
   assert '\n' not in str(caught.value)
 
 
-# Few distinct values, so that ties are common.
+# Ties are common, and what is no tie differs by more than float32 rounding.
 _LOGITS = npst.arrays(
   np.float32,
   (7,),
   elements=st.one_of(
-    st.integers(-3, 3).map(float), st.floats(-30, 30, width=32)
+    st.integers(-3, 3).map(float),
+    st.integers(-1920, 1920).map(lambda number: number / 64),
   ),
 )
 _PROPERTY = hypothesis.settings(max_examples=60)
@@ -311,6 +312,18 @@ def test_top_p_keeps_the_smallest_sufficient_set(
   likelier = probs > probs[kept].min() * (1 + 1e-6)
   assert probs[likelier].sum() <= top_p + 1e-5
   assert probs[~kept].max(initial=0) <= probs[kept].min()
+
+
+@pytest.mark.parametrize(
+  ('top_p', 'num_kept'),
+  [(0.4999, 1), (0.5001, 2), (0.7999, 2), (0.8001, 3)],
+)
+def test_a_token_joins_when_those_before_fall_short(
+  top_p: float, num_kept: int
+) -> None:
+  logits = jnp.log(jnp.array([0.3, 0.5, 0.2]))
+  log_probs = sampling.truncate(logits, sampling.SamplingConfig(top_p=top_p))
+  assert jnp.isfinite(log_probs).sum() == num_kept
 
 
 @_PROPERTY

@@ -422,8 +422,8 @@ def test_skipping_goes_on_and_counts_what_was_skipped(
 def test_a_resumed_run_with_skipped_steps_ends_like_an_uninterrupted_one(
   tmp_path: pathlib.Path,
 ) -> None:
-  bad = dict.fromkeys((4, 5, 6, 8), lambda: np.nan)
-  options = {'nonfinite': 'skip'}
+  bad: dict[int, Any] = {number: lambda: np.nan for number in (4, 5, 6, 8)}
+  options: dict[str, Any] = {'nonfinite': 'skip'}
   whole = _run(tmp_path / 'whole', happenings=bad, **options)
   crashing = {**bad, 7: _sigterm}
   _run(tmp_path / 'parts', happenings=crashing, **options)

@@ -73,7 +73,7 @@ def test_the_partition_penalty_is_the_weighted_square_of_log_z() -> None:
     positions_BT=batch['positions'],
     segment_ids_BT=batch['segment_ids'],
   ).logits
-  log_z = jax.nn.logsumexp(logits, -1)
+  log_z = jax.nn.logsumexp(jnp.asarray(logits), -1)
   penalty = 0.5 * jnp.sum(log_z**2 * batch['loss_weights'])
   plain = objectives.language_model_loss(_MODEL)(params, batch, _KEY)
   loss = objectives.language_model_loss(_MODEL, z_loss=0.5)(params, batch, _KEY)

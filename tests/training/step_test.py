@@ -75,7 +75,7 @@ def test_the_update_is_the_gradient_of_the_weighted_mean_loss() -> None:
       segment_ids_BT=batch['segment_ids'],
     ).logits
     nats = -jnp.take_along_axis(
-      jax.nn.log_softmax(logits), batch['targets'][..., None], -1
+      jax.nn.log_softmax(jnp.asarray(logits)), batch['targets'][..., None], -1
     )[..., 0]
     weights = batch['loss_weights']
     return (nats * weights).sum() / weights.sum()
