@@ -26,7 +26,7 @@ def load(path: str, config_type: type[_Config]) -> _Config:
   places = [pathlib.Path(name), _ROOT / name]
   file = next((place for place in places if place.is_file()), None)
   if file is None:
-    known = sorted((_ROOT / 'experiments' / 'configs').glob('*.py'))
+    known = sorted((_ROOT / 'experiments' / 'configs').glob('[a-z]*.py'))
     raise ValueError(
       f'--config={path} is not a file; those that come with the project are '
       f'{", ".join(str(k.relative_to(_ROOT)) for k in known)}.'

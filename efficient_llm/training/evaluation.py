@@ -54,6 +54,7 @@ def evaluate(
     'perplexity': math.exp(min(nats, 700.0)),
   }
   if dataset.config.objective == 'causal':
-    # Tokens of a document predict its bytes, end mark included.
-    values['bits_per_byte'] = nats / math.log(2) / found['bytes_per_token']
+    # A document's first token is given, all others predict its bytes.
+    predicted = found['tokens'] - found['documents']
+    values['bits_per_byte'] = nats / math.log(2) * predicted / found['bytes']
   return values

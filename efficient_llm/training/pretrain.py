@@ -70,7 +70,8 @@ class PretrainConfig:
     if self.data.batch_size % self.loop.num_microbatches:
       raise ValueError(
         f'data.batch_size={self.data.batch_size} must be divisible by '
-        f'loop.num_microbatches={self.loop.num_microbatches}.'
+        f'loop.num_microbatches={self.loop.num_microbatches}; change one of '
+        'them.'
       )
     if self.model.causal != (self.data.objective == 'causal'):
       raise ValueError(
