@@ -16,6 +16,7 @@ checkpoint is written.
 import argparse
 import collections
 import dataclasses
+import itertools
 import pathlib
 import random
 import signal
@@ -232,8 +233,12 @@ def _differences(workdir: pathlib.Path, other: pathlib.Path) -> list[str]:
   position = f'checkpoints/{interruption.NUM_STEPS}/data_state.json'
   if (workdir / position).read_bytes() != (other / position).read_bytes():
     found.append(position)
-  if _lines(workdir) != _lines(other):
-    found.append('metrics.jsonl')
+  lines, others = _lines(workdir), _lines(other)
+  if lines != others:
+    # The first that differs, or the first that one of them lacks.
+    pairs = itertools.zip_longest(lines, others)
+    unlike = next(pair for pair in pairs if pair[0] != pair[1])
+    found.append(f'metrics.jsonl: {unlike}')
   if not (workdir / 'report.html').exists():
     found.append('report.html')
   return found

@@ -1,8 +1,8 @@
-"""Matrix product over named axes whose gradient comes out in the kernel's order.
+"""Matrix product over named axes, with gradients in the kernel's own order.
 
 JAX's own rule makes a kernel's gradient transposed and turns it round after; on
 a CPU, XLA then turns the activations round instead, element by element and
-again for every consumer. The gated MLP's backward pass is 1.9 times faster
+again for every consumer. The gated MLP's backward pass takes half the time
 this way (2,048 x 128 x 352, float32, two Xeon cores, jax 0.10.2).
 """
 
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x: jax.Array, kernel: jax.Array, num_inputs: int) -> jax.Array:
   """Sums over the last axes of `x` and the first of `kernel`.
 
@@ -25,13 +24,18 @@ def project(x: jax.Array, kernel: jax.Array, num_inputs: int) -> jax.Array:
   Returns:
     [..., outputs].
   """
+  return jnp.asarray(_project(x, kernel, num_inputs))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _project(x: jax.Array, kernel: jax.Array, num_inputs: int) -> jax.Array:
   return jnp.tensordot(x, kernel, axes=num_inputs)
 
 
 def _forward(
   x: jax.Array, kernel: jax.Array, num_inputs: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return project(x, kernel, num_inputs), (x, kernel)
+  return jnp.tensordot(x, kernel, axes=num_inputs), (x, kernel)
 
 
 def _backward(
@@ -46,4 +50,4 @@ def _backward(
   return d_x, jnp.dot(x_2d.T, d_y_2d).reshape(kernel.shape)
 
 
-project.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward)
