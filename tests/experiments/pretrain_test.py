@@ -105,6 +105,7 @@ def test_sigterm_ends_with_3_and_the_same_command_continues_the_same_run(
   _assert_same_params(workdir, whole)
 
 
+@pytest.mark.slow
 def test_kill_9_loses_no_more_than_the_steps_since_the_last_checkpoint(
   base: pathlib.Path, whole: pathlib.Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_disk_that_fills_up_ends_with_2_and_one_line(
   assert 'Traceback' not in err
 
 
+@pytest.mark.slow
 def test_print_config_prints_what_a_run_would_write(
   base: pathlib.Path,
 ) -> None:

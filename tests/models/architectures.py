@@ -62,7 +62,9 @@ def params(name: str) -> Any:
     return jnp.asarray(value + is_scale, np.float32)
 
   abstract = transformer.abstract_params(ARCHITECTURES[name])
-  return jax.tree_util.tree_map_with_path(draw, abstract)
+  # The first caller may be tracing, and its tracers must not be kept.
+  with jax.ensure_compile_time_eval():
+    return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
 def tokens(*shape: int, seed: int = 0) -> np.ndarray:
