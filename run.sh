@@ -59,6 +59,9 @@ fi
 export PATH=$venv/bin:$PATH
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export VIRTUAL_ENV=$venv
+# XLA on a CPU asks for its work space anew at every step: with huge pages that
+# is 300 page faults instead of 49,000, and a fifth less processor time.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 
 case ${1-} in
   '')
