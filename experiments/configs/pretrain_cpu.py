@@ -2,8 +2,8 @@
 
 Command:  ./run.sh
 Hardware: two CPU cores
-Time:     about three minutes after set-up
-Expected: see README.md
+Time:     a bit over three minutes after set-up
+Expected: validation loss between 1.5 and 1.7 nats a byte
 """
 
 from efficient_llm import optimizer
@@ -21,10 +21,10 @@ def get_config() -> pretrain.PretrainConfig:
       learning_rate=4e-3, warmup_steps=50, schedule='wsd', decay_fraction=0.3
     ),
     loop=loop.LoopConfig(
-      num_steps=900,
-      eval_every=150,
+      num_steps=700,
+      eval_every=100,
       eval_batches=32,
-      checkpoint=checkpoint.CheckpointConfig(every_steps=150),
+      checkpoint=checkpoint.CheckpointConfig(every_steps=100),
     ),
     sampling=sampling.SamplingConfig(
       max_new_tokens=200, temperature=0.7, top_p=0.95
