@@ -113,11 +113,12 @@ def run_together(directory: str, index: str, count: str, port: str) -> None:
     for shard in restored.state['params']['w'].addressable_shards
     for value in np.unique(shard.data)
   }
-  print(restored.step, restored.data_state, values, checkpointer.steps())
+  answer = (restored.step, restored.data_state, values, checkpointer.steps())
+  print('answer:', *answer, flush=True)
   try:
     checkpointer.restore({'params': {}})
   except ValueError as error:
-    print(error)
+    print('answer:', error, flush=True)
   checkpointer.close()
 
 
