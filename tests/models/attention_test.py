@@ -73,3 +73,36 @@ def test_splash_gives_what_xla_gives(causal: bool, packed: bool) -> None:
   np.testing.assert_allclose(
     attend('splash', inputs), attend('xla', inputs), atol=2e-5
   )
+
+
+@pytest.mark.parametrize('packed', [True, False])
+@pytest.mark.parametrize('num_tokens', [128, 131])
+def test_halved_causal_attention_gives_what_the_whole_matrix_gives(
+  num_tokens: int, packed: bool
+) -> None:
+  ids_BT = jnp.arange(num_tokens) // 50 + jnp.array([[1], [2]])
+  mask = attention.Mask(segment_ids_BT=ids_BT if packed else None)
+  seen = jnp.tril(jnp.ones((num_tokens, num_tokens), bool))[None]
+  if packed:
+    seen &= ids_BT[:, :, None] == ids_BT[:, None]
+
+  def halved(inputs: list[jax.Array]) -> jax.Array:
+    return attention.attend(*inputs, mask=mask, implementation='xla')
+
+  def whole(inputs: list[jax.Array]) -> jax.Array:
+    q_BTNH, k_BSKH, v_BSKH = inputs
+    k_BSNH, v_BSNH = (jnp.repeat(x, 2, axis=2) for x in (k_BSKH, v_BSKH))
+    scores = jnp.einsum('btnh,bsnh->bnts', q_BTNH, k_BSNH) * 16**-0.5
+    scores = jnp.where(seen[:, None], scores, -jnp.inf)
+    return jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(scores), v_BSNH)
+
+  def loss(attend: Any, inputs: list[jax.Array]) -> jax.Array:
+    return (attend(inputs) ** 2).sum()
+
+  inputs = _inputs(num_tokens, head_dim=16)
+  np.testing.assert_allclose(halved(inputs), whole(inputs), atol=2e-6)
+  gradients = [
+    jax.grad(functools.partial(loss, f))(inputs) for f in (halved, whole)
+  ]
+  for ours, reference in zip(*gradients, strict=True):
+    np.testing.assert_allclose(ours, reference, atol=2e-5)
