@@ -1,7 +1,6 @@
 """What every benchmark shares: fair timing, and a record that says where."""
 
 import datetime
-import importlib.metadata
 import json
 import pathlib
 import platform
@@ -12,17 +11,10 @@ from typing import Any
 
 import jax
 
+from efficient_llm.training import report
+
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / 'benchmarks' / 'results'
-_PACKAGES = (
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'grain',
-  'numpy',
-)
 
 
 def record(name: str, result: Mapping[str, Any]) -> None:
@@ -94,11 +86,8 @@ def _cpu_model() -> str:
 
 
 def _versions() -> dict[str, str]:
-  installed = {
-    distribution.name.lower(): distribution.version
-    for distribution in importlib.metadata.distributions()
-  }
-  known = {name: installed[name] for name in _PACKAGES if name in installed}
+  versions = report.environment()['versions']
+  known = {name: version for name, version in versions.items() if version}
   return {'python': platform.python_version(), **known}
 
 

@@ -93,7 +93,8 @@ def open_or_build(
   if cache is None:
     with staging.staged(folder) as temporary:
       _build(temporary, files, options, encoder, log)
-      if folder.exists():
+      # Another run may have put its own there meanwhile, and be reading it.
+      if folder.exists() and _open(folder) is None:
         log(f'data: {str(folder)!r} is damaged and is replaced')
         shutil.rmtree(folder)
     cache = _open(folder)

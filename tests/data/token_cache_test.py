@@ -136,3 +136,24 @@ def test_a_staged_folder_is_absent_until_it_is_complete(tmp_path):
     (staged / 'a').write_text('a')
     assert not folder.exists()
   assert (folder / 'a').read_text() == 'a'
+
+
+def test_another_runs_fresh_entry_is_used_not_replaced(
+  source, tmp_path, monkeypatch
+):
+  build = token_cache._build
+  inodes = []
+
+  def overtaken(*arguments):
+    build(*arguments)
+    monkeypatch.setattr(token_cache, '_build', build)
+    _open(source, tmp_path / 'cache')
+    [other] = (tmp_path / 'cache').glob('tokens-*/tokens.bin')
+    inodes.append(other.stat().st_ino)
+
+  monkeypatch.setattr(token_cache, '_build', overtaken)
+  lines = []
+  _open(source, tmp_path / 'cache', log=lines.append)
+  [kept] = (tmp_path / 'cache').glob('tokens-*/tokens.bin')
+  assert inodes == [kept.stat().st_ino]
+  assert not lines
