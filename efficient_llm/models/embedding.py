@@ -32,7 +32,9 @@ class Embedding(nnx.Module):
   def __call__(
     self, tokens_BT: Array, positions_BT: Array, types_BT: Array | None
   ) -> Array:
-    x_BTD = self.tokens[...].astype(self.dtype)[tokens_BT]
+    # Gathered before the lookup: its gradient cannot be sharded by width.
+    table_VD = sharding.constrain(self.tokens[...], ('vocab', None))
+    x_BTD = table_VD.astype(self.dtype)[tokens_BT]
     if hasattr(self, 'positions'):
       x_BTD += self.positions[...].astype(self.dtype)[positions_BT]
     if hasattr(self, 'token_types'):
