@@ -5,7 +5,8 @@ Dimension key, used in shapes ('B T D') and as suffixes of locals (x_BTD):
   B batch            T query positions   S key positions     D embed
   F mlp              N query heads       K key/value heads   H head dim
   V vocab            L layers            M islands           G group
-  W draft width      P prompt positions
+  W draft width      P prompt positions  E new tokens        U ancestor words
+  R rows             C candidates
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ __all__ = [
   'Params',
   'PyTree',
   'Scalar',
+  'UInt32',
   'check_choices',
   'typed',
 ]

@@ -69,6 +69,32 @@ class KVCache:
     """Counts newly written tokens as held."""
     return dataclasses.replace(self, lengths_B=self.lengths_B + num_tokens_B)
 
+  def commit(
+    self, path_BT: Int[Array, 'B T'], num_tokens_B: Int[Array, 'B']
+  ) -> 'KVCache':
+    """Keeps one path of a written tail and counts it as held.
+
+    Args:
+      path_BT: Which of the tokens written last stand on the path, in order,
+        counted from each row's length.
+      num_tokens_B: How many of them to keep; the rest of the tail is forgotten.
+    """
+    num_read = self.keys[0].shape[2]
+    places_BT = jnp.minimum(self.lengths_B[:, None] + path_BT, num_read - 1)
+
+    def move(row_KSH: Array, places_T: Array, start: Array) -> Array:
+      path_KTH = jnp.take(row_KSH, places_T, axis=1)
+      return jax.lax.dynamic_update_slice(row_KSH, path_KTH, (0, start, 0))
+
+    move_rows = jax.vmap(move)
+    keys, values = (
+      tuple(move_rows(x, places_BT, self.lengths_B) for x in arrays)
+      for arrays in (self.keys, self.values)
+    )
+    return dataclasses.replace(self, keys=keys, values=values).advance(
+      num_tokens_B
+    )
+
   def truncate(self, lengths_B: Int[Array, 'B']) -> 'KVCache':
     """Forgets what lies behind the given lengths."""
     lengths_B = jnp.minimum(self.lengths_B, lengths_B)

@@ -105,6 +105,39 @@ def truncate(
   return jax.nn.log_softmax(logits, -1)
 
 
+def row_keys(key: Array, batch_size: int) -> Array:
+  """The key of each row of a batch."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+
+
+@typed
+def draw(
+  logits_BV: Float[Array, 'B V'],
+  keys_B: Array,
+  index_B: Int[Array, 'B'],
+  config: SamplingConfig,
+) -> tuple[Int[Array, 'B'], Float[Array, 'B']]:
+  """Draws the next token of each row, and gives its log-probability.
+
+  The coins depend on the row's key and the token's number alone, so whoever
+  draws the same token of a completion draws the same.
+
+  Args:
+    logits_BV: The model's logits.
+    keys_B: From `row_keys`.
+    index_B: Number of the token in its completion, from 0.
+    config: How to draw.
+  """
+  log_probs_BV = truncate(logits_BV, config)
+  if config.temperature == 0:
+    token_B = jnp.argmax(log_probs_BV, -1)
+  else:
+    step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, index_B)
+    token_B = jax.vmap(jax.random.categorical)(step_keys_B, log_probs_BV)
+  log_prob_B = jnp.take_along_axis(log_probs_BV, token_B[:, None], -1)[:, 0]
+  return token_B.astype(jnp.int32), log_prob_B
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def generate(
   config: transformer.TransformerConfig,
@@ -149,7 +182,7 @@ def generate(
   )
   last = (prompt_lengths_B - 1)[:, None, None]
   hidden_BD = jnp.take_along_axis(output.hidden, last, axis=1)[:, 0]
-  keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+  keys_B = row_keys(key, batch_size)
   stop_tokens = jnp.asarray(sampling.stop_tokens, jnp.int32)
   shape = (batch_size, sampling.max_new_tokens)
   start = (
@@ -170,14 +203,8 @@ def generate(
 
   def step(loop: Any) -> Any:
     index, cache, logits_BV, done_B, out = loop
-    log_probs_BV = truncate(logits_BV, sampling)
-    step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, index)
-    if sampling.temperature == 0:
-      token_B = jnp.argmax(log_probs_BV, -1)
-    else:
-      token_B = jax.vmap(jax.random.categorical)(step_keys_B, log_probs_BV)
-    token_B = token_B.astype(jnp.int32)
-    log_prob_B = jnp.take_along_axis(log_probs_BV, token_B[:, None], -1)[:, 0]
+    index_B = jnp.full(batch_size, index)
+    token_B, log_prob_B = draw(logits_BV, keys_B, index_B, sampling)
     live_B = ~done_B
     out = Completion(
       tokens=out.tokens.at[:, index].set(jnp.where(live_B, token_B, 0)),

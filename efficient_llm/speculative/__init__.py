@@ -1,0 +1,1 @@
+"""Speculative decoding: drafts, trees, lossless verification, engine."""

@@ -1,0 +1,260 @@
+"""The host's side of a generation: who is in the batch, and who has ended."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.speculative import programs, rounds, strategy
+from efficient_llm.speculative import state as state_lib
+from efficient_llm.speculative import tree as tree_lib
+from efficient_llm.typing import Array, Params
+
+# Called with the tokens made so far in the batch; gives new draft_params in a
+# tuple of one, or None to go on with the old.
+Refresh = Callable[[int], tuple[Any] | None]
+
+
+@dataclasses.dataclass
+class Stats:
+  """What a generation took.
+
+  Attributes:
+    num_tokens: New tokens.
+    num_decoded: Those that did not come with the prompt.
+    num_passes: Target passes, counted for every live row.
+    secs: Of wall time, without compilation.
+    compile_secs: Of compilation.
+    prefill_secs: Part of `secs` that read prompts.
+    rounds_by_shape: Rounds that each draft shape ran.
+    num_programs: Compiled programs the engine holds.
+  """
+
+  num_tokens: int = 0
+  num_decoded: int = 0
+  num_passes: int = 0
+  secs: float = 0.0
+  compile_secs: float = 0.0
+  prefill_secs: float = 0.0
+  rounds_by_shape: dict[tree_lib.DraftShape, int] = dataclasses.field(
+    default_factory=dict
+  )
+  num_programs: int = 0
+
+  @property
+  def acceptance_length(self) -> float:
+    """New tokens per target pass and row; 1 without speculation.
+
+    The first token of a row came with its prompt and does not count.
+    """
+    return self.num_decoded / max(1, self.num_passes)
+
+  @property
+  def tokens_per_sec(self) -> float:
+    return self.num_tokens / max(1e-9, self.secs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """Completions in the order of the prompts, and what they took."""
+
+  completion: sampling_lib.Completion
+  stats: Stats
+
+
+@dataclasses.dataclass
+class Job:
+  """One call of `generate`: the host's side of it.
+
+  Attributes:
+    state: The batch.
+    ids_B: Which prompt each row of the batch completes; -1 for none.
+    waiting: Prompts that have not begun, in order.
+  """
+
+  programs: programs.Programs
+  plan: state_lib.Plan
+  chooser: strategy.Strategy | None
+  max_batch: int
+  rounds_at_once: int
+  params: Params
+  draft_params: Any
+  prompts_NP: np.ndarray
+  lengths_N: np.ndarray
+  keys_N: Array
+  groups_N: np.ndarray | None
+  refresh: Refresh | None
+  state: state_lib.State = dataclasses.field(init=False)
+
+  def run(self) -> Generation:
+    num_rows, num_new = len(self.lengths_N), self.plan.sampling.max_new_tokens
+    self.stats = Stats()
+    self.tokens_NT = np.zeros((num_rows, num_new), np.int32)
+    self.log_probs_NT = np.zeros((num_rows, num_new), np.float32)
+    self.num_new_N = np.zeros(num_rows, np.int32)
+    self.waiting = list(range(num_rows))
+    self.ids_B = np.full(self._bucket(num_rows), -1)
+    self.begun = False
+    start, compiled_before = time.perf_counter(), self.programs.compile_secs
+    was_off = False
+    while self.waiting or (self.ids_B >= 0).any():
+      self._join()
+      num_live = int((self.ids_B >= 0).sum())
+      if not num_live:
+        continue
+      shape = tree_lib.DraftShape()
+      if self.chooser is not None:
+        shape = self.chooser.choose(num_live)
+      self._refresh_drafter(resume=was_off and not shape.is_off)
+      was_off = shape.is_off
+      self._stretch(shape, num_live)
+      self._shrink()
+    self.stats.compile_secs = self.programs.compile_secs - compiled_before
+    self.stats.num_programs = len(self.programs)
+    elapsed = time.perf_counter() - start
+    self.stats.secs = elapsed - self.stats.compile_secs
+    self.stats.num_tokens = int(self.num_new_N.sum())
+    self.stats.num_decoded = self.stats.num_tokens - num_rows
+    return Generation(
+      sampling_lib.Completion(
+        tokens=jnp.asarray(self.tokens_NT),
+        lengths=jnp.asarray(self.num_new_N),
+        log_probs=jnp.asarray(self.log_probs_NT),
+      ),
+      self.stats,
+    )
+
+  def _bucket(self, num_rows: int) -> int:
+    """Powers of two: few programs, and little of a batch is empty."""
+    return min(self.max_batch, 1 << (num_rows - 1).bit_length())
+
+  def _join(self) -> None:
+    """Reads waiting prompts into the free rows of the batch."""
+    free = np.flatnonzero(self.ids_B < 0)
+    num_new = min(len(free), len(self.waiting))
+    if not num_new:
+      return
+    start = time.perf_counter()
+    compiled_before = self.programs.compile_secs
+    ids, self.waiting = self.waiting[:num_new], self.waiting[num_new:]
+    size = self._bucket(num_new) if self.begun else len(self.ids_B)
+    # Rows that pad the batch repeat a prompt and are thrown away.
+    padded = np.asarray(ids + ids[:1] * (size - num_new))
+    joined = self.programs.call(
+      rounds.prefill,
+      (self.plan,),
+      self.params,
+      self.draft_params,
+      self.prompts_NP[padded],
+      self.lengths_N[padded],
+      self.keys_N[padded],
+      None if self.groups_N is None else self.groups_N[padded],
+    )
+    rows = np.full(size, len(self.ids_B))
+    rows[:num_new] = free[:num_new]
+    if self.begun:
+      self.state = self.programs.call(_put, (), self.state, rows, joined)
+    else:
+      over = np.arange(size) >= num_new
+      self.state = dataclasses.replace(joined, ended_B=joined.ended_B | over)
+      self.begun = True
+    self.ids_B[free[:num_new]] = ids
+    jax.block_until_ready(self.state)
+    compiled = self.programs.compile_secs - compiled_before
+    self.stats.prefill_secs += time.perf_counter() - start - compiled
+    self._collect()
+
+  def _refresh_drafter(self, *, resume: bool) -> None:
+    """Takes a newer drafter, or brings the memory of this one up to date."""
+    newer = None
+    if self.refresh is not None:
+      newer = self.refresh(int(np.asarray(self.state.num_new_B).sum()))
+    if newer is not None:
+      (self.draft_params,) = newer
+    if self.plan.drafter is not None and (resume or newer is not None):
+      self.state = self.programs.call(
+        rounds.resume, (self.plan,), self.params, self.draft_params, self.state
+      )
+
+  def _stretch(self, shape: tree_lib.DraftShape, num_live: int) -> None:
+    """Runs some rounds and tells the strategy how they went."""
+    size = len(self.ids_B)
+    # Enough rows must end to make it worth a look.
+    min_live = (3 * size) // 4 if self.waiting else size // 2
+    min_live = min(min_live, num_live - 1)
+    before = np.asarray(self.state.num_new_B)
+    passes_before = np.asarray(self.state.num_passes_B)
+    compiled_before = self.programs.compile_secs
+    start = time.perf_counter()
+    self.state = self.programs.call(
+      rounds.run,
+      (self.plan, shape),
+      self.params,
+      self.draft_params,
+      self.state,
+      np.int32(self.rounds_at_once),
+      np.int32(min_live),
+    )
+    passes = np.asarray(self.state.num_passes_B) - passes_before
+    secs = time.perf_counter() - start
+    num_tokens = int((np.asarray(self.state.num_new_B) - before).sum())
+    if self.chooser is not None:
+      compiled = self.programs.compile_secs > compiled_before
+      self.chooser.update(
+        shape,
+        num_live,
+        num_tokens,
+        secs,
+        num_rounds=int(passes.max()),
+        num_passes=int(passes.sum()),
+        compiled=compiled,
+      )
+    counts = self.stats.rounds_by_shape
+    counts[shape] = counts.get(shape, 0) + int(passes.max())
+    self._collect()
+
+  def _collect(self) -> None:
+    """Takes the completions of rows that have ended out of the batch."""
+    ended = np.asarray(self.state.ended_B) & (self.ids_B >= 0)
+    rows = np.flatnonzero(ended)
+    if not len(rows):
+      return
+    tokens = np.asarray(self.state.tokens_BS)
+    log_probs = np.asarray(self.state.log_probs_BT)
+    num_new = np.asarray(self.state.num_new_B)
+    self.stats.num_passes += int(
+      np.asarray(self.state.num_passes_B)[rows].sum()
+    )
+    for row in rows:
+      n, count = self.ids_B[row], num_new[row]
+      first = self.lengths_N[n]
+      self.tokens_NT[n, :count] = tokens[row, first : first + count]
+      self.log_probs_NT[n, :count] = log_probs[row, :count]
+      self.num_new_N[n] = count
+    self.ids_B[rows] = -1
+
+  def _shrink(self) -> None:
+    """Moves the live rows into a smaller batch where they fit one."""
+    live = np.flatnonzero(self.ids_B >= 0)
+    size = self._bucket(max(1, len(live)))
+    if self.waiting or not len(live) or size == len(self.ids_B):
+      return
+    spare = np.flatnonzero(self.ids_B < 0)[: size - len(live)]
+    rows = np.concatenate([live, spare])
+    self.state = self.programs.call(_take, (), self.state, rows)
+    self.ids_B = self.ids_B[rows]
+
+
+def _take(state: state_lib.State, rows: Array) -> state_lib.State:
+  return state.take(rows)
+
+
+def _put(
+  state: state_lib.State, rows: Array, others: state_lib.State
+) -> state_lib.State:
+  return state.put(rows, others)

@@ -1,0 +1,220 @@
+"""What runs on the device: prefill, and rounds of draft, verify and commit."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from efficient_llm.models import transformer
+from efficient_llm.speculative import state as state_lib
+from efficient_llm.speculative import tree as tree_lib
+from efficient_llm.speculative import verify
+from efficient_llm.typing import Array, Params
+
+
+def prefill(
+  plan: state_lib.Plan,
+  params: Params,
+  draft_params: Params | None,
+  prompts_BP: Array,
+  prompt_lengths_B: Array,
+  keys_B: Array,
+  groups_B: Array | None,
+) -> state_lib.State:
+  """Reads the prompts and draws the first token of each row.
+
+  Args:
+    plan: What is decoded and how.
+    params: The target's; layers unstacked.
+    draft_params: The drafter's.
+    prompts_BP: Padded on the right.
+    prompt_lengths_B: Real tokens, at least one.
+    keys_B: From `sampling.row_keys`.
+    groups_B: Group of each row, or None.
+  """
+  batch_size, num_prompt = prompts_BP.shape
+  cache = transformer.empty_cache(
+    plan.model, batch_size=batch_size, capacity=plan.capacity
+  )
+  output = transformer.apply(
+    plan.model,
+    params,
+    prompts_BP,
+    cache=cache,
+    num_new_B=prompt_lengths_B,
+    with_logits=False,
+  )
+  last_B11 = (prompt_lengths_B - 1)[:, None, None]
+  hidden_BD = jnp.take_along_axis(output.hidden, last_B11, axis=1)[:, 0]
+  token_B, log_prob_B = plan.draw(
+    transformer.unembed(plan.model, params, hidden_BD),
+    keys_B,
+    jnp.zeros(batch_size, jnp.int32),
+    plan.sampling,
+  )
+  tokens_BS = jnp.zeros((batch_size, plan.capacity), jnp.int32)
+  tokens_BS = tokens_BS.at[:, :num_prompt].set(prompts_BP)
+  rows_B = jnp.arange(batch_size)
+  tokens_BS = tokens_BS.at[rows_B, prompt_lengths_B].set(token_B)
+  stop_tokens = jnp.asarray(plan.sampling.stop_tokens, jnp.int32)
+  log_probs_BT = jnp.zeros((batch_size, plan.sampling.max_new_tokens))
+  lengths_B = prompt_lengths_B + 1
+  memory = None
+  if plan.drafter is not None:
+    memory = plan.drafter.begin(
+      draft_params,
+      params,
+      plan.drafter.create(batch_size, plan.capacity),
+      tokens_BS,
+      lengths_B,
+      output.hidden,
+    )
+  assert output.cache is not None
+  return state_lib.State(
+    cache=output.cache,
+    tokens_BS=tokens_BS,
+    lengths_B=lengths_B,
+    log_probs_BT=log_probs_BT.at[:, 0].set(log_prob_B),
+    num_new_B=jnp.ones(batch_size, jnp.int32),
+    num_passes_B=jnp.zeros(batch_size, jnp.int32),
+    ended_B=jnp.isin(token_B, stop_tokens)
+    | (plan.sampling.max_new_tokens == 1),
+    keys_B=keys_B,
+    groups_B=groups_B,
+    memory=memory,
+  )
+
+
+def run(
+  plan: state_lib.Plan,
+  shape: tree_lib.DraftShape,
+  params: Params,
+  draft_params: Params | None,
+  state: state_lib.State,
+  num_rounds: Array,
+  min_live: Array,
+) -> state_lib.State:
+  """Runs rounds until enough are done or rows have ended.
+
+  Args:
+    plan: What is decoded and how.
+    shape: Of the trees; off is plain decoding.
+    params: The target's; layers unstacked.
+    draft_params: The drafter's.
+    state: The batch.
+    num_rounds: Most rounds.
+    min_live: Ends as soon as no more rows than this are live.
+  """
+  one_round = functools.partial(_round, plan, shape, params, draft_params)
+
+  def going(loop: tuple[Array, state_lib.State]) -> Array:
+    index, state = loop
+    return (index < num_rounds) & ((~state.ended_B).sum() > min_live)
+
+  def body(
+    loop: tuple[Array, state_lib.State],
+  ) -> tuple[Array, state_lib.State]:
+    index, state = loop
+    return index + 1, one_round(state)
+
+  return jax.lax.while_loop(going, body, (jnp.int32(0), state))[1]
+
+
+def resume(
+  plan: state_lib.Plan,
+  params: Params,
+  draft_params: Params | None,
+  state: state_lib.State,
+) -> state_lib.State:
+  """Brings the drafter's memory up to date after rounds without it."""
+  assert plan.drafter is not None
+  memory = plan.drafter.resume(draft_params, params, state)
+  return dataclasses.replace(state, memory=memory)
+
+
+def _round(
+  plan: state_lib.Plan,
+  shape: tree_lib.DraftShape,
+  params: Params,
+  draft_params: Params | None,
+  state: state_lib.State,
+) -> state_lib.State:
+  root_B = jnp.take_along_axis(
+    state.tokens_BS, state.lengths_B[:, None] - 1, 1
+  )[:, 0]
+  if shape.is_off or plan.drafter is None:
+    no_drafts_B0 = jnp.zeros((root_B.shape[0], 0), jnp.int32)
+    tree, tail_mask_BWW = tree_lib.chain(root_B, no_drafts_B0), None
+  else:
+    tree = plan.drafter.draft(draft_params, params, state, shape)
+    # A chain's nodes see what a causal tail sees.
+    is_chain = shape.top_k == 1
+    tail_mask_BWW = None if is_chain else tree_lib.ancestors(tree.parents_BW)
+  output = transformer.apply(
+    plan.model,
+    params,
+    tree.tokens_BW,
+    positions_BT=state.cache.lengths_B[:, None] + tree.depths_BW,
+    cache=state.cache,
+    tail_mask_BTT=tail_mask_BWW,
+    num_new_B=jnp.zeros_like(state.lengths_B),
+    with_logits=False,
+  )
+  accepted = verify.accept(
+    tree,
+    transformer.unembed(plan.model, params, output.hidden),
+    state.keys_B,
+    state.num_new_B,
+    plan.sampling,
+    depth=shape.depth,
+    draw=plan.draw,
+  )
+  return _commit(
+    plan, params, draft_params, state, output, accepted, is_off=shape.is_off
+  )
+
+
+def _commit(
+  plan: state_lib.Plan,
+  params: Params,
+  draft_params: Params | None,
+  state: state_lib.State,
+  output: transformer.Output,
+  accepted: verify.Accepted,
+  *,
+  is_off: bool,
+) -> state_lib.State:
+  """Writes what was accepted; rows that had ended stay as they are."""
+  live_B = ~state.ended_B
+  num_B = jnp.where(live_B, accepted.num_tokens_B, 0)
+  assert output.cache is not None
+  accepted = dataclasses.replace(accepted, num_tokens_B=num_B)
+  memory = state.memory
+  if plan.drafter is not None:
+    hidden_BED = jnp.take_along_axis(
+      output.hidden, accepted.path_BE[..., None], axis=1
+    )
+    memory = plan.drafter.observe(
+      draft_params, params, state, accepted, hidden_BED, is_off=is_off
+    )
+  cache = output.cache
+  if is_off:
+    cache = cache.advance(num_B)
+  else:
+    cache = cache.commit(accepted.path_BE, num_B)
+  return dataclasses.replace(
+    state,
+    cache=cache,
+    tokens_BS=state_lib.write(
+      state.tokens_BS, accepted.tokens_BE, state.lengths_B, num_B
+    ),
+    lengths_B=state.lengths_B + num_B,
+    log_probs_BT=state_lib.write(
+      state.log_probs_BT, accepted.log_probs_BE, state.num_new_B, num_B
+    ),
+    num_new_B=state.num_new_B + num_B,
+    num_passes_B=state.num_passes_B + live_B,
+    ended_B=state.ended_B | (live_B & accepted.ended_B),
+    memory=memory,
+  )

@@ -1,0 +1,124 @@
+"""What is decoded: the batch, how it is drafted for, and what is compiled."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from efficient_llm.models import kv_cache, transformer
+from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.speculative import tree as tree_lib
+from efficient_llm.speculative import verify
+from efficient_llm.typing import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """A batch that is being completed.
+
+  Every leaf has the rows of the batch in front, so rows are dropped, repeated
+  and joined with one indexing of the whole tree.
+
+  Attributes:
+    cache: The target's, for every token but the newest.
+    tokens_BS: Prompt and completion.
+    lengths_B: Tokens of each row, the newest included.
+    log_probs_BT: Of each new token under the law it was drawn from.
+    num_new_B: New tokens.
+    num_passes_B: Target passes while the row was live.
+    ended_B: Rows that are complete.
+    keys_B: From `sampling.row_keys`.
+    groups_B: Rows of one group may draft from each other; None keeps all
+      apart.
+    memory: What the drafter keeps; leaves have the rows in front.
+  """
+
+  cache: kv_cache.KVCache
+  tokens_BS: Array
+  lengths_B: Array
+  log_probs_BT: Array
+  num_new_B: Array
+  num_passes_B: Array
+  ended_B: Array
+  keys_B: Array
+  groups_B: Array | None
+  memory: Any
+
+  def take(self, rows: Array) -> 'State':
+    """Keeps, repeats or reorders rows."""
+    return jax.tree.map(lambda x: x[rows], self)
+
+  def put(self, rows: Array, others: 'State') -> 'State':
+    """Replaces rows; ids behind the batch are left out."""
+    return jax.tree.map(
+      lambda x, y: x.at[rows].set(y, mode='drop'), self, others
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafter:
+  """How tokens are drafted, as functions of arrays.
+
+  A drafter must not look at the keys of the rows: then what it drafts changes
+  the speed and nothing else.
+
+  Attributes:
+    create: (batch_size, capacity) -> memory.
+    draft: (draft_params, params, state, shape) -> Tree of `shape.num_nodes`.
+    observe: (draft_params, params, before, accepted, hidden_BED, is_off=) ->
+      memory, after every round; `before` is the state of the round's start,
+      hidden_BED the target's hidden states along the accepted path. While
+      speculation is off it keeps only what costs nothing.
+    begin: (draft_params, params, memory, tokens_BS, lengths_B, hidden_BPD) ->
+      memory, after prefill.
+    resume: (draft_params, params, state) -> memory, before the first round
+      after rounds without speculation or with other draft_params.
+  """
+
+  create: Callable[..., Any]
+  draft: Callable[..., tree_lib.Tree]
+  observe: Callable[..., Any]
+  begin: Callable[..., Any]
+  resume: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a compiled program depends on, besides the shapes of its arrays.
+
+  Attributes:
+    capacity: Tokens of a row: prompt, completion and one round's tree.
+    draw: As for `verify.accept`.
+  """
+
+  model: transformer.TransformerConfig
+  sampling: sampling_lib.SamplingConfig
+  drafter: Drafter | None
+  capacity: int
+  draw: verify.Draw = sampling_lib.draw
+
+
+def write(
+  buffer_BS: Array, new_BE: Array, starts_B: Array, num_B: Array
+) -> Array:
+  """Writes the first `num` entries of each row behind its start.
+
+  Args:
+    buffer_BS: What is written to; may have further axes.
+    new_BE: New entries.
+    starts_B: Where each row's entries go.
+    num_B: How many of them count.
+  """
+  offsets_E = jnp.arange(new_BE.shape[1])
+  # Those that do not count go behind the end and are dropped.
+  places_BE = jnp.where(
+    offsets_E < num_B[:, None],
+    starts_B[:, None] + offsets_E,
+    buffer_BS.shape[1],
+  )
+  rows_B1 = jnp.arange(buffer_BS.shape[0])[:, None]
+  new_BE = new_BE.astype(buffer_BS.dtype)
+  return buffer_BS.at[rows_B1, places_BE].set(new_BE, mode='drop')

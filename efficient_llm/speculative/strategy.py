@@ -1,0 +1,294 @@
+"""Which draft shape to use, by the number of live rows: bandits and a table.
+
+All run on the host between stretches of rounds:
+
+    shape = strategy.choose(num_live)
+    ...
+    strategy.update(shape, num_live, num_tokens, secs, num_rounds=16)
+"""
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from efficient_llm import typing
+from efficient_llm.speculative import rewards
+from efficient_llm.speculative import tree as tree_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyConfig:
+  """What is chosen from, and how.
+
+  The defaults are TLT's for a GPU. Its 8_4_8 is 7_4_8 here: eight nodes hold no
+  longer path.
+
+  Attributes:
+    name: 'beg_mab' is TLT's bucketed epsilon-greedy bandit, 'ucb' UCB1, 'fixed'
+      a table.
+    arms: One entry for each threshold: shapes as depth_topk_nodes, joined by
+      '+'. Bandits always have 0_1_1, speculation off, beside them; the table
+      uses the one shape of the entry.
+    thresholds: Live rows from which on an entry of `arms` holds, the first 1.
+    window: Rewards older than so many updates of the same entry are forgotten.
+    epsilon: How often 'beg_mab' explores where it may.
+    exploration: Share of the time that exploring may lose.
+    max_rest_secs: No arm rests longer, so that a hiccup does not banish it.
+    ucb_width: Weight of the confidence bound of 'ucb'.
+  Source: Hu et al. 2025 (TLT), arXiv:2511.16665, and its released defaults.
+  """
+
+  name: Literal['beg_mab', 'ucb', 'fixed'] = 'beg_mab'
+  arms: tuple[str, ...] = ('8_4_48', '8_4_32', '8_4_16', '7_4_8', '0_1_1')
+  thresholds: tuple[int, ...] = (1, 2, 5, 21, 33)
+  window: int = 32
+  epsilon: float = 0.1
+  exploration: float = 0.01
+  max_rest_secs: float = 600.0
+  ucb_width: float = 1.0
+
+  def validate(self) -> None:
+    typing.check_choices(self, name='strategy')
+    if len(self.arms) != len(self.thresholds) or not self.arms:
+      raise ValueError(
+        f'strategy.arms={self.arms} must have one entry for each of '
+        f'strategy.thresholds={self.thresholds}.'
+      )
+    ascending = sorted(set(self.thresholds))
+    if list(self.thresholds) != ascending or self.thresholds[0] != 1:
+      raise ValueError(
+        f'strategy.thresholds={self.thresholds} must ascend from 1.'
+      )
+    for entry in self.arms:
+      shapes = parse_shapes(entry)
+      if self.name == 'fixed' and len(shapes) != 1:
+        raise ValueError(
+          f'strategy.arms entry {entry!r} must be one shape where '
+          "strategy.name='fixed'; use 'beg_mab' to choose among several."
+        )
+    if self.window < 1:
+      raise ValueError(f'strategy.window={self.window} must be at least 1.')
+    for name in ('epsilon', 'exploration'):
+      if not 0 < getattr(self, name) < 1:
+        raise ValueError(
+          f'strategy.{name}={getattr(self, name)} must be in (0, 1); '
+          "strategy.name='fixed' does not explore."
+        )
+    for name in ('max_rest_secs', 'ucb_width'):
+      if not 0 <= getattr(self, name) < math.inf:
+        raise ValueError(
+          f'strategy.{name}={getattr(self, name)} must be 0 or more.'
+        )
+
+
+# For processors: chains, as a verified node costs there (verifying 8 tokens
+# takes 1.4 to 2.3 times one token's pass at 5 to 90 M parameters), one less
+# than a power of two deep, as matrix products fill rows of vectors.
+CPU = StrategyConfig(
+  arms=('3_1_4+7_1_8+15_1_16', '3_1_4+7_1_8', '3_1_4', '0_1_1'),
+  thresholds=(1, 2, 5, 33),
+)
+
+
+def parse_shapes(entry: str) -> tuple[tree_lib.DraftShape, ...]:
+  """Reads shapes such as '8_4_48+4_1_5'.
+
+  Raises:
+    ValueError: If the text is no such list.
+  """
+  shapes = []
+  for text in entry.split('+'):
+    parts = text.split('_')
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+      raise ValueError(
+        f'strategy.arms entry {entry!r} must be depth_topk_nodes, such as '
+        '8_4_48 or 8_4_48+4_1_5; 0_1_1 is speculation off.'
+      )
+    shape = tree_lib.DraftShape(*map(int, parts))
+    shape.validate()
+    shapes.append(shape)
+  return tuple(dict.fromkeys(shapes))
+
+
+class Strategy:
+  """Chooses draft shapes and learns from how fast they were.
+
+  Each bucket of live rows learns on its own and plays the arm that makes the
+  most tokens per second. `rewards.Arms` bounds what trying other arms loses.
+
+  'beg_mab' tries, with probability epsilon, one of the arms that have rested.
+  It differs from TLT's: off is an arm, a bucket's arms need not have the same
+  number of nodes, exploring is bounded, and the window counts stretches of all
+  arms, so that a rarely tried arm is not judged by its past. The median is that
+  of the time alone: of accepted lengths 1 and 9 in turn it would forget half.
+
+  'ucb' plays the arm with the highest confidence bound among the best one and
+  those that have rested, rewards taken as shares of the best.
+  Source: Hu et al. 2025, BEG-MAB, arXiv:2511.16665; Auer et al. 2002, Figure 1.
+  """
+
+  def __init__(
+    self, config: StrategyConfig, rng: np.random.Generator | None = None
+  ):
+    """Starts without rewards.
+
+    Args:
+      config: Checked here.
+      rng: Decides when 'beg_mab' explores; seeded with 0 by default.
+    """
+    config.validate()
+    self._config = config
+    self._rng = np.random.default_rng(0) if rng is None else rng
+    # Off comes first: the first tries of other arms are held against it.
+    always = () if config.name == 'fixed' else (tree_lib.DraftShape(),)
+    self._shapes = tuple(
+      {_name(shape): shape for shape in (*always, *parse_shapes(entry))}
+      for entry in config.arms
+    )
+    self._buckets = tuple(
+      rewards.Arms(
+        tuple(shapes),
+        window=config.window,
+        exploration=config.exploration,
+        max_rest_secs=config.max_rest_secs,
+      )
+      for shapes in self._shapes
+    )
+
+  def arms(
+    self, batch_size: int | None = None
+  ) -> tuple[tree_lib.DraftShape, ...]:
+    """All shapes that may be chosen, so that they can be compiled before.
+
+    Args:
+      batch_size: Only those for so many live rows.
+    """
+    if batch_size is not None:
+      return tuple(self._shapes[self._bucket(batch_size)].values())
+    return tuple(dict.fromkeys(s for x in self._shapes for s in x.values()))
+
+  def choose(self, batch_size: int) -> tree_lib.DraftShape:
+    """The shape for the next stretch of rounds.
+
+    Args:
+      batch_size: Live rows.
+    """
+    bucket = self._bucket(batch_size)
+    arms = self._buckets[bucket]
+    name = arms.unseen()
+    if name is None:
+      estimates = arms.estimates()
+      best = max(estimates, key=lambda name: estimates[name])
+      rested = [n for n in estimates if n != best and arms.is_rested(n)]
+      if self._config.name == 'ucb':
+        worth = arms.upper_bounds(self._config.ucb_width)
+        name = max([best, *rested], key=lambda n: worth[n])
+      elif self._rng.random() < self._config.epsilon and rested:
+        name = rested[self._rng.integers(len(rested))]
+      else:
+        name = best
+    return self._shapes[bucket][name]
+
+  def update(
+    self,
+    shape: tree_lib.DraftShape,
+    batch_size: int,
+    accepted_tokens: int,
+    secs: float,
+    *,
+    num_rounds: int = 1,
+    num_passes: int | None = None,
+    compiled: bool = False,
+  ) -> None:
+    """Learns from a stretch of rounds.
+
+    Args:
+      shape: What was chosen.
+      batch_size: What it was chosen for; nothing is learnt where it is 0.
+      accepted_tokens: New tokens of rows while they were live.
+      secs: Wall time, with the device waited for.
+      num_rounds: Rounds of the stretch.
+      num_passes: Rounds of each row while it was live, summed over rows; by
+        default all rows lived through all rounds.
+      compiled: Whether `secs` holds a compilation: then nothing is learnt.
+    Raises:
+      ValueError: If the shape is no arm for this batch size, or a number is
+        out of range.
+    """
+    if compiled or not batch_size:
+      return
+    bucket = self._bucket(batch_size)
+    if _name(shape) not in self._shapes[bucket]:
+      raise ValueError(
+        f'Shape {_name(shape)} is no arm for {batch_size=}; choose among '
+        f'{", ".join(self._shapes[bucket])}.'
+      )
+    if num_passes is None:
+      num_passes = batch_size * num_rounds
+    if not 0 < secs < math.inf or min(num_rounds, num_passes) < 1:
+      raise ValueError(
+        f'{secs=}, {num_rounds=} and {num_passes=} must be positive; leave out '
+        'stretches without rounds.'
+      )
+    if accepted_tokens < 0:
+      raise ValueError(
+        f'{accepted_tokens=} must be 0 or more; count new tokens of live rows.'
+      )
+    self._buckets[bucket].learn(
+      _name(shape), accepted_tokens / num_passes, num_rounds / secs, secs
+    )
+
+  def to_dict(self) -> dict[str, Any]:
+    """What `from_dict` goes on from; plain values for JSON."""
+    return {
+      'name': self._config.name,
+      'thresholds': list(self._config.thresholds),
+      'buckets': [arms.to_dict() for arms in self._buckets],
+      'rng': self._rng.bit_generator.state,
+    }
+
+  @classmethod
+  def from_dict(
+    cls, config: StrategyConfig, saved: Mapping[str, Any]
+  ) -> 'Strategy':
+    """Goes on from what `to_dict` gave.
+
+    Args:
+      config: With the name, arms and thresholds it had then.
+      saved: For example from a checkpoint.
+    Raises:
+      ValueError: If it is of another configuration or damaged.
+    """
+    strategy = cls(config)
+    try:
+      was = (saved['name'], tuple(saved['thresholds']))
+      if was != (config.name, config.thresholds):
+        raise ValueError(f'it is {was[0]!r} with thresholds {was[1]}')
+      strategy._rng.bit_generator.state = saved['rng']
+      for arms, bucket in zip(strategy._buckets, saved['buckets'], strict=True):
+        arms.restore(bucket)
+    except (
+      AttributeError,
+      KeyError,
+      OverflowError,
+      TypeError,
+      ValueError,
+    ) as error:
+      raise ValueError(
+        f'The saved strategy does not fit the configuration '
+        f'({type(error).__name__}: {error}); start without it.'
+      ) from error
+    return strategy
+
+  def _bucket(self, batch_size: int) -> int:
+    if batch_size < 1:
+      raise ValueError(f'{batch_size=} must be at least 1, the live rows.')
+    return bisect.bisect_right(self._config.thresholds, batch_size) - 1
+
+
+def _name(shape: tree_lib.DraftShape) -> str:
+  return f'{shape.depth}_{shape.top_k}_{shape.num_nodes}'

@@ -1,0 +1,42 @@
+"""Trains a drafter for the model of a pre-training run, on the same text.
+
+./run.sh python -m experiments.drafter --target=out/pretrain \
+  --workdir=out/drafter
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from efficient_llm.speculative import drafter_training
+from efficient_llm.training import processes
+from experiments import runner
+
+_TARGET = flags.DEFINE_string(
+  'target', None, 'Folder of the run whose model the drafter drafts for.'
+)
+
+
+def run(config: drafter_training.DrafterConfig, workdir: pathlib.Path) -> int:
+  """Trains and says where to look."""
+  if _TARGET.value is not None:
+    target = str(pathlib.Path(_TARGET.value).absolute())
+    config = dataclasses.replace(config, target=target)
+    # Again, as a flag that is no field comes after the configuration.
+    processes.on_first(lambda: runner.write_config(config, workdir))
+  outcome = drafter_training.train(config, workdir=workdir)
+  if outcome.stopped_by is not None:
+    runner.say(f'Stopped by {outcome.stopped_by}; the same command continues.')
+    return runner.STOPPED
+  runner.say(f'Report: {workdir / "report.html"}')
+  return runner.DONE
+
+
+if __name__ == '__main__':
+  runner.main(
+    run,
+    default_config='experiments/configs/drafter_cpu.py',
+    config_type=drafter_training.DrafterConfig,
+    workdir='out/drafter',
+  )
