@@ -248,8 +248,8 @@ def distances(
   """
   feature_BTD = feature_BTD.astype(jnp.float32)
   features_BTD = optax.huber_loss(feature_BTD, wanted_BTD.astype(jnp.float32))
-  log_q_BTV = jax.nn.log_softmax(logits_BTV)
-  acceptance_BT = jnp.minimum(probs_BTV, jnp.exp(log_q_BTV)).sum(-1)
+  q_BTV, log_q_BTV = jax.nn.softmax(logits_BTV), jax.nn.log_softmax(logits_BTV)
+  acceptance_BT = jnp.minimum(probs_BTV, q_BTV).sum(-1)
   cross_entropy_BT = -jnp.sum(probs_BTV * log_q_BTV, -1)
   if settings.token_loss == 'cross_entropy':
     token_BT = cross_entropy_BT
@@ -264,7 +264,8 @@ def distances(
     )
     token_BT = kl_share_BT * (cross_entropy_BT - entropy_BT)
     token_BT += (1 - kl_share_BT) * (1 - acceptance_BT)
-  agree_BT = jnp.argmax(logits_BTV, -1) == jnp.argmax(probs_BTV, -1)
+  # Of probabilities on both sides: logits may differ where those are equal.
+  agree_BT = jnp.argmax(q_BTV, -1) == jnp.argmax(probs_BTV, -1)
   return {
     'feature_loss': features_BTD.mean(-1),
     'token_loss': token_BT,
