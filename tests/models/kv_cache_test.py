@@ -192,3 +192,25 @@ def test_appending_writes_behind_each_row_and_in_one_layer_only() -> None:
     np.testing.assert_array_equal(keys[start : start + 2], new[row])
     assert not np.delete(keys, [start, start + 1], axis=0).any()
   np.testing.assert_array_equal(after.layer(1)[1], -after.layer(1)[0])
+
+
+def test_a_committed_path_closes_up_behind_what_is_held() -> None:
+  cache = kv_cache.create(
+    num_layers=2, batch_size=3, num_kv_heads=2, capacity=8, head_dim=4
+  )
+  held_B = jnp.asarray([3, 0, 5])
+  tail_BTKH = jax.random.normal(jax.random.key(0), (3, 3, 2, 4))
+  cache = cache.advance(held_B)
+  for layer in range(2):
+    cache = cache.append(tail_BTKH + layer, -tail_BTKH, layer=layer)
+  before = cache.layer(0)[0]
+  path_BT = jnp.asarray([[0, 2, 0], [1, 2, 2], [0, 1, 2]])
+  cache = cache.commit(path_BT, jnp.asarray([2, 2, 0]))
+  assert cache.lengths_B.tolist() == [5, 2, 5]
+  for layer in range(2):
+    keys, values = cache.layer(layer)
+    np.testing.assert_array_equal(keys[0, 3:5], tail_BTKH[0, [0, 2]] + layer)
+    np.testing.assert_array_equal(keys[1, :2], tail_BTKH[1, [1, 2]] + layer)
+    np.testing.assert_array_equal(values[1, :2], -tail_BTKH[1, [1, 2]])
+  np.testing.assert_array_equal(cache.layer(0)[0][0, :3], before[0, :3])
+  np.testing.assert_array_equal(cache.layer(0)[0][2, :5], before[2, :5])

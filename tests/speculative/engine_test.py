@@ -116,6 +116,24 @@ def _drafter_of(kind: str) -> tuple[state_lib.Drafter, Any]:
   return _guesses(kind), None
 
 
+def _generate(
+  kind: str, chooser: strategy.Strategy, name: str, **options: Any
+) -> sampling.Completion:
+  """What the engine says, with groups so that rows draft from each other."""
+  plan, draft_params = _drafter_of(kind)
+  tokens, lengths = _prompts()
+  machine = engine.Engine(_CONFIG, drafter=plan, chooser=chooser, **options)
+  return machine.generate(
+    _params(),
+    tokens,
+    lengths,
+    _SAMPLINGS[name],
+    _KEY,
+    draft_params=draft_params,
+    groups_N=np.asarray([0, 0, 1, 1, 1]),
+  ).completion
+
+
 def _assert_same(ours: sampling.Completion, plain: sampling.Completion) -> None:
   np.testing.assert_array_equal(ours.lengths, plain.lengths)
   np.testing.assert_array_equal(ours.tokens, plain.tokens)
@@ -146,60 +164,24 @@ _QUICK = {
 def test_speculation_says_what_plain_decoding_says(
   kind: str, shape: str, name: str
 ) -> None:
-  plan, draft_params = _drafter_of(kind)
-  tokens, lengths = _prompts()
-  machine = engine.Engine(_CONFIG, drafter=plan, chooser=_fixed(_SHAPES[shape]))
-  found = machine.generate(
-    _params(),
-    tokens,
-    lengths,
-    _SAMPLINGS[name],
-    _KEY,
-    draft_params=draft_params,
-    groups_N=np.asarray([0, 0, 1, 1, 1]),
-  )
-  _assert_same(found.completion, _plain(name))
+  found = _generate(kind, _fixed(_SHAPES[shape]), name)
+  _assert_same(found, _plain(name))
 
 
 @pytest.mark.parametrize(
   'kind', ['constant', 'not_a_number', 'broken', 'union']
 )
 def test_a_useless_drafter_changes_nothing_but_the_speed(kind: str) -> None:
-  plan, draft_params = _drafter_of(kind)
-  tokens, lengths = _prompts()
-  machine = engine.Engine(
-    _CONFIG, drafter=plan, chooser=_fixed(_SHAPES['tree'])
-  )
-  found = machine.generate(
-    _params(),
-    tokens,
-    lengths,
-    _SAMPLINGS['sampled'],
-    _KEY,
-    draft_params=draft_params,
-  )
-  _assert_same(found.completion, _plain('sampled'))
+  found = _generate(kind, _fixed(_SHAPES['tree']), 'sampled')
+  _assert_same(found, _plain('sampled'))
 
 
 def test_prompts_that_wait_join_and_say_the_same() -> None:
-  plan, draft_params = _drafter_of('learned')
-  tokens, lengths = _prompts()
-  machine = engine.Engine(
-    _CONFIG,
-    drafter=plan,
-    chooser=_fixed(_SHAPES['chain']),
-    max_batch=2,
-    rounds_at_once=3,
+  chooser = _fixed(_SHAPES['chain'])
+  found = _generate(
+    'learned', chooser, 'stopped', max_batch=2, rounds_at_once=3
   )
-  found = machine.generate(
-    _params(),
-    tokens,
-    lengths,
-    _SAMPLINGS['stopped'],
-    _KEY,
-    draft_params=draft_params,
-  )
-  _assert_same(found.completion, _plain('stopped'))
+  _assert_same(found, _plain('stopped'))
 
 
 class _InTurn(strategy.Strategy):
@@ -216,20 +198,8 @@ class _InTurn(strategy.Strategy):
 
 
 def test_speculation_goes_on_and_off_without_a_trace() -> None:
-  plan, draft_params = _drafter_of('learned')
-  tokens, lengths = _prompts()
-  machine = engine.Engine(
-    _CONFIG, drafter=plan, chooser=_InTurn(), rounds_at_once=2
-  )
-  found = machine.generate(
-    _params(),
-    tokens,
-    lengths,
-    _SAMPLINGS['sampled'],
-    _KEY,
-    draft_params=draft_params,
-  )
-  _assert_same(found.completion, _plain('sampled'))
+  found = _generate('learned', _InTurn(), 'sampled', rounds_at_once=2)
+  _assert_same(found, _plain('sampled'))
 
 
 def test_the_target_as_its_own_drafter_is_always_right() -> None:
