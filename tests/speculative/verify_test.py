@@ -60,19 +60,26 @@ _TREES = {
 }
 
 
-@pytest.mark.parametrize('paths', _TREES.values(), ids=_TREES)
+_SAMPLINGS = {
+  'whole_law': sampling_lib.SamplingConfig(20),
+  'top_k': sampling_lib.SamplingConfig(20, temperature=0.5, top_k=3),
+  'top_p': sampling_lib.SamplingConfig(20, top_p=0.7),
+}
+
+
 @pytest.mark.parametrize(
-  'sampling',
+  ('tree_name', 'law'),
   [
-    sampling_lib.SamplingConfig(20),
-    sampling_lib.SamplingConfig(20, temperature=0.5, top_k=3),
-    sampling_lib.SamplingConfig(20, top_p=0.7),
+    *((name, 'whole_law') for name in _TREES),
+    ('bushy', 'top_k'),
+    ('bushy', 'top_p'),
   ],
 )
 def test_accepted_tokens_are_those_of_plain_decoding(
-  paths: list[tuple[int, ...]], sampling: sampling_lib.SamplingConfig
+  tree_name: str, law: str
 ) -> None:
   """With the same coins the walk says what one token at a time says."""
+  paths, sampling = _TREES[tree_name], _SAMPLINGS[law]
   laws = _laws(3, seed=1)
   tree = _tree([p for p in paths if p] or [(0,)], num_nodes=21)
   if not paths:
@@ -102,7 +109,7 @@ def test_accepted_tokens_are_those_of_plain_decoding(
     lengths.add(count)
     assert tuple(accepted.tokens_BE[index, 0, :count].tolist()) == prefix
   # Both short and long walks were seen.
-  if paths == _TREES['bushy']:
+  if tree_name == 'bushy':
     assert len(lengths) > 1
 
 
