@@ -258,22 +258,25 @@ def greedy_mismatches(
 def p_values(pair: trained_pair.Pair, *, num_samples: int) -> dict[str, float]:
   """Chi-square of the first three tokens behind one prompt, by drafter."""
   config, num_new, batch_size = pair.config, 3, 1000
-  prompt = pair.prompts(1, num_tokens=24)
+  prompt = pair.prompts(1, num_tokens=8)
   prompts = jnp.asarray(np.tile(prompt, (batch_size, 1)))
   sampling = sampling_lib.SamplingConfig(num_new, temperature=0.8, top_k=12)
   law = _exact_law(pair, prompt[0], sampling)
   found = {}
-  for name, shape_name in (
-    ('learned', 'chain 4'),
-    ('learned', 'tree 3x3 of 12'),
-    ('model-free', 'tree 3x3 of 12'),
-    ('random', 'tree 3x3 of 12'),
-  ):
+  arms = (
+    ('learned', 'chain 1'),
+    ('learned', 'tree 2x2 of 4'),
+    ('model-free', 'tree 2x2 of 4'),
+    ('random', 'tree 2x2 of 4'),
+  )
+  for arm, (name, shape_name) in enumerate(arms):
+    # Coins of its own: with the same ones all arms say the same.
+    arm_key = jax.random.fold_in(jax.random.key(5), arm)
     plan_drafter, its_params = drafters(config, pair.draft_params)[name]
     plan = state_lib.Plan(config, sampling, plan_drafter, 64)
     counts: dict[tuple[int, ...], int] = {}
     for batch in range(num_samples // batch_size):
-      key = jax.random.fold_in(jax.random.key(5), batch)
+      key = jax.random.fold_in(arm_key, batch)
       state = _decode(
         plan,
         _SHAPES[shape_name],
@@ -293,15 +296,18 @@ def _exact_law(
   pair: trained_pair.Pair, prompt: np.ndarray, sampling: Any
 ) -> dict[tuple[int, ...], float]:
   """Probability of every continuation the truncated target can draw."""
-  apply = jax.jit(
-    lambda tokens: transformer.apply(pair.config, pair.params, tokens).logits
-  )
+
+  @jax.jit
+  def apply(params: Any, tokens: jax.Array) -> jax.Array:
+    hidden = transformer.apply(pair.config, params, tokens).hidden
+    return transformer.unembed(pair.config, params, hidden[:, -1])
+
   settings = {'temperature': sampling.temperature, 'top_k': sampling.top_k}
   law: dict[tuple[int, ...], float] = {(): 1.0}
   for _ in range(sampling.max_new_tokens):
     prefixes = list(law)
     rows = np.asarray([[*prompt, *prefix] for prefix in prefixes], np.int32)
-    logits = np.asarray(apply(jnp.asarray(rows))[:, -1])
+    logits = np.asarray(apply(pair.params, jnp.asarray(rows)))
     law = {
       (*prefix, int(token)): law[prefix] * probs[token]
       for prefix, row in zip(prefixes, logits, strict=True)
