@@ -1,12 +1,18 @@
 """Both ends of the stack: tokens to vectors, and vectors to logits."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 
 from efficient_llm import sharding
-from efficient_llm.models import layers
+from efficient_llm.models import layers, projection
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.typing import Array
+
+
+# Up to here XLA on a CPU would turn the table round rather than multiply with it.
+_FEW_ROWS = 128
 
 
 class Embedding(nnx.Module):
@@ -73,15 +79,15 @@ class Head(nnx.Module):
     if hasattr(self, 'transform'):
       activation = layers.ACTIVATIONS[self.activation]
       hidden_BTD = self.norm(activation(self.transform(hidden_BTD)))
+    table_VD = table_VD.astype(self.dtype)
+    product = {'preferred_element_type': jnp.float32}
     if hasattr(self, 'kernel'):
-      kernel_DV = self.kernel[...]
+      kernel_DV = self.kernel[...].astype(self.dtype)
+      logits = jnp.dot(hidden_BTD, kernel_DV, **product)
+    elif math.prod(hidden_BTD.shape[:-1]) <= _FEW_ROWS:
+      logits = projection.by_rows(table_VD, hidden_BTD, **product)
     else:
-      kernel_DV = table_VD.T
-    logits = jnp.dot(
-      hidden_BTD,
-      kernel_DV.astype(self.dtype),
-      preferred_element_type=jnp.float32,
-    )
+      logits = jnp.dot(hidden_BTD, table_VD.T, **product)
     if hasattr(self, 'bias'):
       logits += self.bias[...]
     return sharding.constrain(

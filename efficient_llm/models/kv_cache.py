@@ -1,6 +1,7 @@
 """Keys and values of past tokens: create, append, advance, truncate, gather."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +29,32 @@ class KVCache:
 
   @property
   def capacity(self) -> int:
-    return self.keys[0].shape[2]
+    return self.keys[0].shape[-2]
+
+  @property
+  def is_flat(self) -> bool:
+    return self.keys[0].ndim == 3
+
+  def flat(self) -> 'KVCache':
+    """The cache of a single row with arrays [K, S, H], as loops want it.
+
+    XLA drops an axis of length 1 before a product; from then on the array that
+    is multiplied is not the one that the loop carries, and both are copied.
+    """
+    keys, values = ([x[0] for x in a] for a in (self.keys, self.values))
+    return KVCache(tuple(keys), tuple(values), self.lengths_B)
+
+  def unflat(self) -> 'KVCache':
+    """Undoes `flat`."""
+    keys, values = ([x[None] for x in a] for a in (self.keys, self.values))
+    return KVCache(tuple(keys), tuple(values), self.lengths_B)
 
   def layer(self, layer: int) -> tuple[Array, Array]:
     """Keys and values as [B, S, K, H]; the transpose folds into the dot."""
-    return (
-      self.keys[layer].swapaxes(1, 2),
-      self.values[layer].swapaxes(1, 2),
-    )
+    keys, values = self.keys[layer], self.values[layer]
+    if self.is_flat:
+      keys, values = keys[None], values[None]
+    return keys.swapaxes(1, 2), values.swapaxes(1, 2)
 
   def append(
     self,
@@ -54,15 +73,10 @@ class KVCache:
       v_BTKH: Values.
       layer: Whose they are.
     """
-
-    def write(row_KSH: Array, new_TKH: Array, start: Array) -> Array:
-      new_KTH = new_TKH.swapaxes(0, 1).astype(row_KSH.dtype)
-      return jax.lax.dynamic_update_slice(row_KSH, new_KTH, (0, start, 0))
-
-    write_rows = jax.vmap(write)
     keys, values = list(self.keys), list(self.values)
-    keys[layer] = write_rows(keys[layer], k_BTKH, self.lengths_B)
-    values[layer] = write_rows(values[layer], v_BTKH, self.lengths_B)
+    for arrays, new_BTKH in ((keys, k_BTKH), (values, v_BTKH)):
+      new_BKTH = new_BTKH.swapaxes(1, 2)
+      arrays[layer] = _write(arrays[layer], new_BKTH, self.lengths_B)
     return dataclasses.replace(self, keys=tuple(keys), values=tuple(values))
 
   def advance(self, num_tokens_B: Int[Array, 'B'] | int) -> 'KVCache':
@@ -79,17 +93,17 @@ class KVCache:
         counted from each row's length.
       num_tokens_B: How many of them to keep; the rest of the tail is forgotten.
     """
-    num_read = self.keys[0].shape[2]
-    places_BT = jnp.minimum(self.lengths_B[:, None] + path_BT, num_read - 1)
+    places_BT = jnp.minimum(
+      self.lengths_B[:, None] + path_BT, self.capacity - 1
+    )
+    take = jax.vmap(functools.partial(jnp.take, axis=1))
 
-    def move(row_KSH: Array, places_T: Array, start: Array) -> Array:
-      path_KTH = jnp.take(row_KSH, places_T, axis=1)
-      return jax.lax.dynamic_update_slice(row_KSH, path_KTH, (0, start, 0))
+    def move(x: Array) -> Array:
+      path_BKTH = take(x[None] if self.is_flat else x, places_BT)
+      return _write(x, path_BKTH, self.lengths_B)
 
-    move_rows = jax.vmap(move)
     keys, values = (
-      tuple(move_rows(x, places_BT, self.lengths_B) for x in arrays)
-      for arrays in (self.keys, self.values)
+      tuple(map(move, arrays)) for arrays in (self.keys, self.values)
     )
     return dataclasses.replace(self, keys=keys, values=values).advance(
       num_tokens_B
@@ -128,6 +142,19 @@ class KVCache:
     in_tail_BTS = (offsets_BS < num_tokens)[:, None]
     tail_BTS = jnp.take_along_axis(tail_BTT, index_BTS, axis=2)
     return held_BTS | (in_tail_BTS & tail_BTS)
+
+
+def _write(buffer_BKSH: Array, new_BKTH: Array, starts_B: Array) -> Array:
+  """Writes each row's new entries from its start on."""
+  new_BKTH = new_BKTH.astype(buffer_BKSH.dtype)
+  if buffer_BKSH.ndim == 3:
+    starts = (0, starts_B[0], 0)
+    return jax.lax.dynamic_update_slice(buffer_BKSH, new_BKTH[0], starts)
+
+  def write(row_KSH: Array, new_KTH: Array, start: Array) -> Array:
+    return jax.lax.dynamic_update_slice(row_KSH, new_KTH, (0, start, 0))
+
+  return jax.vmap(write)(buffer_BKSH, new_BKTH, starts_B)
 
 
 @typed

@@ -5,14 +5,17 @@ Every weight carries its LogicalAxes as variable metadata.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from efficient_llm import sharding, typing
 from efficient_llm.models import attention, kv_cache, projection
+from efficient_llm.typing import Params
 
 ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -91,6 +94,7 @@ class Linear(nnx.Module):
     scale: float = 1.0,
   ) -> None:
     self.num_inputs = len(inputs)
+    self.output_sizes = tuple(config.sizes[name] for name in outputs)
     self.dtype = jnp.dtype(config.dtype)
     fan_in = math.prod(config.sizes[name] for name in inputs)
     std = scale * (config.init_std or fan_in**-0.5)
@@ -101,11 +105,57 @@ class Linear(nnx.Module):
       self.bias = weight(rngs, config.sizes, outputs=outputs, fill=0.0)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.kernel[...].astype(self.dtype)
-    y = projection.project(x, kernel, self.num_inputs)
-    if hasattr(self, 'bias'):
-      y += self.bias[...].astype(self.dtype)
-    return y
+    return project_all(x, self)[0]
+
+
+def project_all(x: jax.Array, *linears: Linear) -> tuple[jax.Array, ...]:
+  """What each of them makes of `x`; one product for all where joined."""
+  leading = x.shape[: x.ndim - linears[0].num_inputs]
+  kernels = [
+    linear.kernel.get_value().astype(linear.dtype) for linear in linears
+  ]
+  if isinstance(kernels[0], projection.Transposed):
+    y = projection.project(x, kernels[0], linears[0].num_inputs)
+    ends = np.cumsum([math.prod(linear.output_sizes) for linear in linears])
+    products = jnp.split(y, ends[:-1], axis=-1)
+  else:
+    products = [
+      projection.project(x, kernel, linear.num_inputs)
+      for linear, kernel in zip(linears, kernels, strict=True)
+    ]
+  outputs = []
+  for linear, product in zip(linears, products, strict=True):
+    y = product.reshape(*leading, *linear.output_sizes)
+    if hasattr(linear, 'bias'):
+      y += linear.bias[...].astype(linear.dtype)
+    outputs.append(y)
+  return tuple(outputs)
+
+
+def join(block: Params) -> Params:
+  """A block's parameters with the kernels of one input joined.
+
+  Args:
+    block: Of one layer; joined ones come back as they are.
+  """
+
+  def joined(module: Params, names: Sequence[str], num_inputs: int) -> Params:
+    kernels = [module[name]['kernel'] for name in names]
+    module = dict(module)
+    for name in names:
+      # The others' share is in the first one.
+      module[name] = {**module[name], 'kernel': jnp.zeros(0)}
+    module[names[0]]['kernel'] = projection.transpose(kernels, num_inputs)
+    return module
+
+  attention, mlp = block['attention'], block['mlp']
+  if isinstance(attention['out']['kernel'], projection.Transposed):
+    return block
+  attention = joined(attention, ('query', 'key', 'value'), 1)
+  attention = joined(attention, ('out',), 2)
+  mlp = joined(mlp, ('up', 'gate') if 'gate' in mlp else ('up',), 1)
+  mlp = joined(mlp, ('down',), 1)
+  return {**block, 'attention': attention, 'mlp': mlp}
 
 
 def rotary_tables(
@@ -179,10 +229,7 @@ class Attention(nnx.Module):
     cache: kv_cache.KVCache | None = None,
     layer: int = 0,
   ) -> tuple[jax.Array, kv_cache.KVCache | None]:
-    q_BTNH, k_BTKH = self.query(x_BTD), self.key(x_BTD)
-    v_BTKH = self.value(x_BTD)
-    if self.qk_norm:
-      q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+    q_BTNH, k_BTKH, v_BTKH = self.project(x_BTD)
     if rotary is not None:
       q_BTNH, k_BTKH = rotate(q_BTNH, rotary), rotate(k_BTKH, rotary)
     q_BTNH = sharding.constrain(q_BTNH, ('batch', None, 'heads', None))
@@ -194,6 +241,17 @@ class Attention(nnx.Module):
       q_BTNH, k_BTKH, v_BTKH, mask=mask, implementation=self.implementation
     )
     return self.out(y_BTNH), cache
+
+  def project(
+    self, x_BTD: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values, positions not yet applied."""
+    q_BTNH, k_BTKH, v_BTKH = project_all(
+      x_BTD, self.query, self.key, self.value
+    )
+    if self.qk_norm:
+      q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+    return q_BTNH, k_BTKH, v_BTKH
 
 
 class MLP(nnx.Module):
@@ -225,11 +283,11 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     activation = ACTIVATIONS[self.activation]
-    up_BTF = self.up(x_BTD)
     if hasattr(self, 'gate'):
-      hidden_BTF = activation(self.gate(x_BTD)) * up_BTF
+      up_BTF, gate_BTF = project_all(x_BTD, self.up, self.gate)
+      hidden_BTF = activation(gate_BTF) * up_BTF
     else:
-      hidden_BTF = activation(up_BTF)
+      hidden_BTF = activation(self.up(x_BTD))
     hidden_BTF = sharding.constrain(hidden_BTF, ('batch', None, 'mlp'))
     return self.down(hidden_BTF)
 

@@ -166,7 +166,7 @@ def generate(
   sampling.validate()
   _check_model(config, prompts_BP.shape[1] + sampling.max_new_tokens)
   batch_size, prompt_tokens = prompts_BP.shape
-  params = transformer.unstack_layers(params)
+  params = transformer.decoding_params(config, params)
   cache = transformer.empty_cache(
     config,
     batch_size=batch_size,

@@ -73,6 +73,23 @@ def num_params(config: TransformerConfig) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+def decoding_params(config: TransformerConfig, params: Params) -> Params:
+  """As `transformer.decoding_params`, for the drafter's.
+
+  Args:
+    config: The target model.
+    params: From `init`.
+  """
+  block = {'layers': (params['block'],)}
+  (block,) = transformer.decoding_params(config, block)['layers']
+  kernel = params['fc']['kernel']
+  is_joined = isinstance(kernel, projection.Transposed)
+  if jax.default_backend() == 'cpu' and not is_joined:
+    kernel = projection.transpose([kernel], 2)
+  kernel = kernel.astype(jnp.dtype(config.dtype))
+  return {'fc': {'kernel': kernel}, 'block': block}
+
+
 @typing.typed
 def forward(
   config: TransformerConfig,
@@ -226,9 +243,7 @@ def rebuild_cache(
   block = modules.bind('block', config, params['block'])
   if not block.post_norm:
     x_BSD = block.attention_norm(x_BSD)
-  k_BSKH, v_BSKH = block.attention.key(x_BSD), block.attention.value(x_BSD)
-  if block.attention.qk_norm:
-    k_BSKH = block.attention.key_norm(k_BSKH)
+  _, k_BSKH, v_BSKH = block.attention.project(x_BSD)
   rotary = _rotary(config, positions_BS)
   if rotary is not None:
     k_BSKH = layers.rotate(k_BSKH, rotary)

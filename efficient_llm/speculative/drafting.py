@@ -55,6 +55,7 @@ def learned(config: transformer.TransformerConfig) -> state_lib.Drafter:
     observe=functools.partial(_observe, config),
     begin=functools.partial(_begin, config),
     resume=functools.partial(_resume, config),
+    prepare=functools.partial(drafter_lib.decoding_params, config),
   )
 
 
@@ -121,12 +122,19 @@ def union(
       draft_params['learned'], *rest, **more
     )
 
+  def prepare(draft_params: Any) -> Any:
+    learned_params = drafter_lib.decoding_params(
+      config, draft_params['learned']
+    )
+    return {**draft_params, 'learned': learned_params}
+
   return state_lib.Drafter(
     one.create,
     draft,
     with_learned(one.observe),
     with_learned(one.begin),
     with_learned(one.resume),
+    prepare,
   )
 
 

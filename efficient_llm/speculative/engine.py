@@ -103,7 +103,7 @@ class Engine:
       chooser=self._chooser if self._drafter is not None else None,
       max_batch=self._max_batch,
       rounds_at_once=self._rounds_at_once,
-      params=transformer.unstack_layers(params),
+      params=params,
       draft_params=draft_params,
       prompts_NP=np.asarray(prompts_NP, np.int32),
       lengths_N=lengths_N.astype(np.int32),

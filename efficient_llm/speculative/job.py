@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.models import transformer
 from efficient_llm.speculative import programs, rounds, strategy
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
@@ -101,6 +102,10 @@ class Job:
     self.ids_B = np.full(self._bucket(num_rows), -1)
     self.begun = False
     start, compiled_before = time.perf_counter(), self.programs.compile_secs
+    self.params = self.programs.call(
+      transformer.decoding_params, (self.plan.model,), self.params
+    )
+    self._prepare_drafter()
     was_off = False
     while self.waiting or (self.ids_B >= 0).any():
       self._join()
@@ -169,6 +174,13 @@ class Job:
     self.stats.prefill_secs += time.perf_counter() - start - compiled
     self._collect()
 
+  def _prepare_drafter(self) -> None:
+    drafter = self.plan.drafter
+    if drafter is not None and drafter.prepare is not None:
+      self.draft_params = self.programs.call(
+        drafter.prepare, (), self.draft_params
+      )
+
   def _refresh_drafter(self, *, resume: bool) -> None:
     """Takes a newer drafter, or brings the memory of this one up to date."""
     newer = None
@@ -176,6 +188,7 @@ class Job:
       newer = self.refresh(int(np.asarray(self.state.num_new_B).sum()))
     if newer is not None:
       (self.draft_params,) = newer
+      self._prepare_drafter()
     if self.plan.drafter is not None and (resume or newer is not None):
       self.state = self.programs.call(
         rounds.resume, (self.plan,), self.params, self.draft_params, self.state

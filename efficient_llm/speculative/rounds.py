@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from efficient_llm.models import transformer
+from efficient_llm.models import kv_cache, transformer
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.speculative import verify
@@ -118,7 +120,11 @@ def run(
     index, state = loop
     return index + 1, one_round(state)
 
-  return jax.lax.while_loop(going, body, (jnp.int32(0), state))[1]
+  is_single = state.lengths_B.shape[0] == 1
+  if is_single:
+    state = _map_caches(kv_cache.KVCache.flat, state)
+  state = jax.lax.while_loop(going, body, (jnp.int32(0), state))[1]
+  return _map_caches(kv_cache.KVCache.unflat, state) if is_single else state
 
 
 def resume(
@@ -131,6 +137,20 @@ def resume(
   assert plan.drafter is not None
   memory = plan.drafter.resume(draft_params, params, state)
   return dataclasses.replace(state, memory=memory)
+
+
+def _map_caches(
+  function: Callable[[kv_cache.KVCache], kv_cache.KVCache],
+  state: state_lib.State,
+) -> state_lib.State:
+  """Changes the form of the target's and the drafter's caches."""
+
+  def is_cache(x: Any) -> bool:
+    return isinstance(x, kv_cache.KVCache)
+
+  return jax.tree.map(
+    lambda x: function(x) if is_cache(x) else x, state, is_leaf=is_cache
+  )
 
 
 def _round(
@@ -170,9 +190,7 @@ def _round(
     depth=shape.depth,
     draw=plan.draw,
   )
-  return _commit(
-    plan, params, draft_params, state, output, accepted, is_off=shape.is_off
-  )
+  return _commit(plan, params, draft_params, state, output, accepted, shape)
 
 
 def _commit(
@@ -182,8 +200,7 @@ def _commit(
   state: state_lib.State,
   output: transformer.Output,
   accepted: verify.Accepted,
-  *,
-  is_off: bool,
+  shape: tree_lib.DraftShape,
 ) -> state_lib.State:
   """Writes what was accepted; rows that had ended stay as they are."""
   live_B = ~state.ended_B
@@ -196,10 +213,11 @@ def _commit(
       output.hidden, accepted.path_BE[..., None], axis=1
     )
     memory = plan.drafter.observe(
-      draft_params, params, state, accepted, hidden_BED, is_off=is_off
+      draft_params, params, state, accepted, hidden_BED, is_off=shape.is_off
     )
   cache = output.cache
-  if is_off:
+  if shape.top_k == 1:
+    # What is accepted of a chain stands where it should.
     cache = cache.advance(num_B)
   else:
     cache = cache.commit(accepted.path_BE, num_B)

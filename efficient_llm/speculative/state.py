@@ -76,6 +76,8 @@ class Drafter:
       memory, after prefill.
     resume: (draft_params, params, state) -> memory, before the first round
       after rounds without speculation or with other draft_params.
+    prepare: (draft_params) -> draft_params in the form that is fastest to
+      read, once for each; None where there is none.
   """
 
   create: Callable[..., Any]
@@ -83,6 +85,7 @@ class Drafter:
   observe: Callable[..., Any]
   begin: Callable[..., Any]
   resume: Callable[..., Any]
+  prepare: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

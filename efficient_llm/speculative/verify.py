@@ -71,37 +71,47 @@ def accept(
   """
   batch_size, num_nodes = tree.tokens_BW.shape
   nodes_W = jnp.arange(num_nodes)
-  real_BW = (nodes_W > 0) & (nodes_W < tree.num_nodes_B[:, None])
+  # All nodes draw at once: which coins a node has depends on its depth alone.
+  index_BW = index_B[:, None] + tree.depths_BW
+  drawn, log_probs = draw(
+    logits_BWV.reshape(batch_size * num_nodes, -1),
+    jnp.repeat(keys_B, num_nodes, axis=0),
+    index_BW.reshape(-1),
+    sampling,
+  )
+  drawn_BW = drawn.reshape(batch_size, num_nodes)
   stop_tokens = jnp.asarray(sampling.stop_tokens, jnp.int32)
-
-  def step(carry: tuple, offset: Array) -> tuple[tuple, tuple]:
-    node_B, going_B, ended_B = carry
-    logits_BV = jnp.take_along_axis(logits_BWV, node_B[:, None, None], 1)[:, 0]
-    token_B, log_prob_B = draw(logits_BV, keys_B, index_B + offset, sampling)
-    is_last_B = index_B + offset + 1 >= sampling.max_new_tokens
-    ended_B |= going_B & (jnp.isin(token_B, stop_tokens) | is_last_B)
-    found_BW = real_BW & (tree.parents_BW == node_B[:, None])
-    found_BW &= tree.tokens_BW == token_B[:, None]
-    next_B = jnp.where(
-      found_BW.any(1), jnp.argmax(found_BW, 1).astype(jnp.int32), node_B
-    )
-    goes_on_B = going_B & ~ended_B & found_BW.any(1)
-    drawn = (token_B, log_prob_B, node_B, going_B)
-    return (next_B, goes_on_B, ended_B), drawn
-
-  start = (
-    jnp.zeros(batch_size, jnp.int32),
-    jnp.ones(batch_size, bool),
-    jnp.zeros(batch_size, bool),
+  ended_BW = jnp.isin(drawn_BW, stop_tokens)
+  ended_BW |= index_BW + 1 >= sampling.max_new_tokens
+  asked_BW = jnp.take_along_axis(drawn_BW, tree.parents_BW, 1)
+  found_BW = (nodes_W < tree.num_nodes_B[:, None]) & (
+    (nodes_W == 0) | (tree.tokens_BW == asked_BW)
   )
-  (_, _, ended_B), (tokens, log_probs, path, drawn) = jax.lax.scan(
-    step, start, jnp.arange(depth + 1, dtype=jnp.int32)
+  # A node is reached if it and all above it were found and none above ended.
+  above_BWW = tree_lib.ancestors(tree.parents_BW)
+  passed_BWW = found_BW[:, None] & (
+    ~ended_BW[:, None] | (nodes_W[:, None] == nodes_W)
   )
-  drawn_BE = drawn.T
+  reached_BW = (passed_BWW | ~above_BWW).all(-1)
+  last_B1 = jnp.argmax(
+    jnp.where(reached_BW, tree.depths_BW, -1), axis=1, keepdims=True
+  )
+  depth_B1 = jnp.take_along_axis(tree.depths_BW, last_B1, 1)
+  on_path_BW = jnp.take_along_axis(above_BWW, last_B1[..., None], 1)[:, 0]
+  levels_E = jnp.arange(depth + 1)
+  is_node_BEW = on_path_BW[:, None] & (
+    tree.depths_BW[:, None] == levels_E[:, None]
+  )
+  is_real_BE = levels_E <= depth_B1
+  path_BE = jnp.where(is_real_BE, jnp.argmax(is_node_BEW, -1), last_B1)
+  tokens_BE = jnp.take_along_axis(drawn_BW, path_BE, 1)
+  log_probs_BE = jnp.take_along_axis(
+    log_probs.reshape(batch_size, num_nodes), path_BE, 1
+  )
   return Accepted(
-    tokens_BE=jnp.where(drawn_BE, tokens.T, 0),
-    log_probs_BE=jnp.where(drawn_BE, log_probs.T, 0.0),
-    num_tokens_B=drawn_BE.sum(1, dtype=jnp.int32),
-    path_BE=path.T,
-    ended_B=ended_B,
+    tokens_BE=jnp.where(is_real_BE, tokens_BE, 0),
+    log_probs_BE=jnp.where(is_real_BE, log_probs_BE, 0.0),
+    num_tokens_B=depth_B1[:, 0] + 1,
+    path_BE=path_BE.astype(jnp.int32),
+    ended_B=jnp.take_along_axis(ended_BW, last_B1, 1)[:, 0],
   )
