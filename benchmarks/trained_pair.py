@@ -12,6 +12,8 @@ from efficient_llm.models import presets, transformer
 from efficient_llm.speculative import drafter_training, target_run
 from efficient_llm.training import checkpoint, datasets, loop, pretrain
 
+_DATA = pipeline.DataConfig(sequence_length=128, batch_size=16)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -56,18 +58,7 @@ def load_or_train(
   """
   target_dir = cache_dir / f'{size}-{num_steps}'
   drafter_dir = cache_dir / f'{size}-{num_steps}-drafter-{num_drafter_steps}'
-  data = pipeline.DataConfig(sequence_length=128, batch_size=16)
-  pretrain.train(
-    pretrain.PretrainConfig(
-      model=presets.get(size),
-      data=data,
-      optimizer=optimizer.OptimizerConfig(
-        learning_rate=3e-3, warmup_steps=50, schedule='wsd', decay_fraction=0.3
-      ),
-      loop=_loop(num_steps),
-    ),
-    workdir=target_dir,
-  )
+  target = load_or_train_target(cache_dir, size=size, num_steps=num_steps)
   drafter_training.train(
     drafter_training.DrafterConfig(
       target=str(target_dir),
@@ -79,8 +70,7 @@ def load_or_train(
     ),
     workdir=drafter_dir,
   )
-  target = target_run.find(target_dir)
-  _, validation = datasets.open_both(data, cache_dir=target_dir / 'cache')
+  _, validation = datasets.open_both(_DATA, cache_dir=target_dir / 'cache')
   assert validation is not None
   return Pair(
     config=target.model,
@@ -88,6 +78,31 @@ def load_or_train(
     draft_params=drafter_training.load(drafter_dir).params,
     validation=validation,
   )
+
+
+def load_or_train_target(
+  cache_dir: pathlib.Path, *, size: str, num_steps: int
+) -> target_run.TargetRun:
+  """The run of a model of that size.
+
+  Args:
+    cache_dir: Folder of the run.
+    size: Preset.
+    num_steps: It is trained for.
+  """
+  target_dir = cache_dir / f'{size}-{num_steps}'
+  pretrain.train(
+    pretrain.PretrainConfig(
+      model=presets.get(size),
+      data=_DATA,
+      optimizer=optimizer.OptimizerConfig(
+        learning_rate=3e-3, warmup_steps=50, schedule='wsd', decay_fraction=0.3
+      ),
+      loop=_loop(num_steps),
+    ),
+    workdir=target_dir,
+  )
+  return target_run.find(target_dir)
 
 
 def _loop(num_steps: int) -> loop.LoopConfig:

@@ -10,8 +10,7 @@ from efficient_llm.models import layers, projection
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.typing import Array
 
-
-# Up to here XLA on a CPU would turn the table round rather than multiply with it.
+# Fewer rows than this: a CPU would turn the table round to multiply with it.
 _FEW_ROWS = 128
 
 
@@ -84,7 +83,7 @@ class Head(nnx.Module):
     if hasattr(self, 'kernel'):
       kernel_DV = self.kernel[...].astype(self.dtype)
       logits = jnp.dot(hidden_BTD, kernel_DV, **product)
-    elif math.prod(hidden_BTD.shape[:-1]) <= _FEW_ROWS:
+    elif math.prod(hidden_BTD.shape[:-1]) < _FEW_ROWS:
       logits = projection.by_rows(table_VD, hidden_BTD, **product)
     else:
       logits = jnp.dot(hidden_BTD, table_VD.T, **product)

@@ -242,9 +242,7 @@ class Attention(nnx.Module):
     )
     return self.out(y_BTNH), cache
 
-  def project(
-    self, x_BTD: jax.Array
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values, positions not yet applied."""
     q_BTNH, k_BTKH, v_BTKH = project_all(
       x_BTD, self.query, self.key, self.value

@@ -73,14 +73,7 @@ def model_free(max_match: int = 16) -> state_lib.Drafter:
     draft_params: Any, params: Params, state: state_lib.State, shape: Any
   ) -> tree_lib.Tree:
     del params
-    return ngram.draft(
-      state.tokens_BS,
-      state.lengths_B,
-      shape=shape,
-      group_ids_B=state.groups_B,
-      max_match=max_match,
-      **(draft_params or {}),
-    ).tree
+    return _copy(draft_params, state, shape, max_match).tree
 
   def nothing(*arguments: Any, **more: Any) -> None:
     del arguments, more
@@ -88,27 +81,67 @@ def model_free(max_match: int = 16) -> state_lib.Drafter:
   return state_lib.Drafter(nothing, draft, nothing, nothing, nothing)
 
 
+def _copy(
+  draft_params: Any,
+  state: state_lib.State,
+  shape: tree_lib.DraftShape,
+  max_match: int,
+) -> ngram.Draft:
+  return ngram.draft(
+    state.tokens_BS,
+    state.lengths_B,
+    shape=shape,
+    group_ids_B=state.groups_B,
+    max_match=max_match,
+    **(draft_params or {}),
+  )
+
+
 @functools.lru_cache(maxsize=8)
 def union(
-  config: transformer.TransformerConfig, max_match: int = 16
+  config: transformer.TransformerConfig,
+  max_match: int = 16,
+  trusted_match: int = 12,
 ) -> state_lib.Drafter:
   """The learned tree and one copied path under one budget.
 
   draft_params are {'learned': …, 'model_free': …}. The learned tree leaves room
-  for a path; where both say the same, the room stays empty.
+  for a path; where both say the same, the room stays empty. A chain has no room
+  for both: it is copied where long enough a text was there before, and the
+  draft model does not run at all where that holds for every live row.
 
   Args:
     config: The target.
     max_match: Longest text compared.
+    trusted_match: From so many matching tokens on a chain is copied.
   """
   one, other = learned(config), model_free(max_match)
+
+  def draft_chain(
+    draft_params: Any, params: Params, state: state_lib.State, shape: Any
+  ) -> tree_lib.Tree:
+    copied = _copy(draft_params['model_free'], state, shape, max_match)
+    is_copied_B = copied.match_lengths_B >= trusted_match
+    learned_tree = jax.lax.cond(
+      (is_copied_B | state.ended_B).all(),
+      lambda: copied.tree,
+      lambda: one.draft(draft_params['learned'], params, state, shape),
+    )
+    return jax.tree.map(
+      lambda x, y: jnp.where(
+        is_copied_B.reshape(-1, *[1] * (x.ndim - 1)), x, y
+      ),
+      copied.tree,
+      learned_tree,
+    )
 
   def draft(
     draft_params: Any, params: Params, state: state_lib.State, shape: Any
   ) -> tree_lib.Tree:
+    if shape.top_k == 1:
+      return draft_chain(draft_params, params, state, shape)
     depth = shape.depth
     room = max(depth + 1, shape.num_nodes - depth)
-    # A chain has no room beside it: then the learned one goes first.
     smaller = dataclasses.replace(shape, num_nodes=room)
     path = tree_lib.DraftShape(depth, 1, depth + 1)
     return tree_lib.merge(

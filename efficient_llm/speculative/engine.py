@@ -1,6 +1,7 @@
 """READ FIRST. Decodes a batch of prompts, speculating where it pays.
 
-    engine = Engine(config, drafter=drafting.model_free())
+    chooser = strategy.Strategy(strategy.CPU)
+    engine = Engine(config, drafter=drafting.model_free(), chooser=chooser)
     generation = engine.generate(params, prompts, lengths, sampling, key)
 
 The device runs whole stretches of rounds (`rounds.run`). Between stretches the

@@ -214,3 +214,30 @@ def test_a_committed_path_closes_up_behind_what_is_held() -> None:
     np.testing.assert_array_equal(values[1, :2], -tail_BTKH[1, [1, 2]])
   np.testing.assert_array_equal(cache.layer(0)[0][0, :3], before[0, :3])
   np.testing.assert_array_equal(cache.layer(0)[0][2, :5], before[2, :5])
+
+
+def test_a_single_row_is_written_and_committed_the_same_when_flat() -> None:
+  rng = np.random.default_rng(0)
+  cache = kv_cache.create(
+    num_layers=2, batch_size=1, num_kv_heads=2, capacity=8, head_dim=3
+  ).advance(2)
+  new = [
+    jnp.asarray(rng.normal(size=(1, 4, 2, 3)), jnp.float32) for _ in range(4)
+  ]
+  path, count = jnp.asarray([[0, 2, 3]]), jnp.asarray([3])
+
+  def write(cache: kv_cache.KVCache) -> kv_cache.KVCache:
+    for layer in range(2):
+      cache = cache.append(new[2 * layer], new[2 * layer + 1], layer=layer)
+    return cache.commit(path, count)
+
+  expected, found = write(cache), write(cache.flat())
+  assert found.capacity == expected.capacity
+  for layer in range(2):
+    for one, other in zip(
+      found.layer(layer), expected.layer(layer), strict=True
+    ):
+      np.testing.assert_array_equal(one, other)
+  unflat = found.unflat()
+  assert unflat.keys[0].shape == expected.keys[0].shape
+  assert int(unflat.lengths_B[0]) == 5
