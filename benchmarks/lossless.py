@@ -181,7 +181,7 @@ def enumerate_laws(*, num_new: int, quick: bool) -> dict[str, float]:
     state = _decode(plan, shape, params, its_params, prompts, sequences)
     if not np.array_equal(state.tokens_BS[:, 5 : 5 + num_new], sequences):
       raise RuntimeError('The engine must say what was drawn and does not.')
-    ours = np.exp(np.asarray(state.log_probs_BT, np.float64).sum(1))
+    ours = np.exp(np.asarray(state.log_probs_BS, np.float64).sum(1))
     plain = np.ones(count)
     for row, step in itertools.product(range(count), range(num_new)):
       probs = truncated(logits[row, 4 + step], settings)
@@ -204,6 +204,7 @@ def _decode(
   batch_size, num_prompt = prompts.shape
   state = rounds.prefill(
     plan,
+    shape.is_off,
     params,
     draft_params,
     prompts,

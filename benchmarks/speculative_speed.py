@@ -33,8 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, hf_decoding, trained_pair
+from efficient_llm.models import decoding, transformer
 from efficient_llm.models import sampling as sampling_lib
-from efficient_llm.models import transformer
 from efficient_llm.speculative import drafting, engine, job, strategy
 
 _NUM_PROMPT, _NUM_NEW = 48, 128
@@ -47,7 +47,7 @@ def pass_secs(
   """Seconds of a target pass over `num_nodes` tokens a row, half-way."""
   config, num_passes = pair.config, 24
   capacity = _NUM_PROMPT + _NUM_NEW + 16
-  params = transformer.decoding_params(config, pair.params)
+  params = decoding.prepare(config, pair.params)
 
   @jax.jit
   def passes(params: Any, cache: Any, tokens: jax.Array) -> jax.Array:

@@ -5,7 +5,6 @@ Every weight carries its LogicalAxes as variable metadata.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ from flax import nnx
 
 from efficient_llm import sharding, typing
 from efficient_llm.models import attention, kv_cache, projection
-from efficient_llm.typing import Params
 
 ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -130,32 +128,6 @@ def project_all(x: jax.Array, *linears: Linear) -> tuple[jax.Array, ...]:
       y += linear.bias[...].astype(linear.dtype)
     outputs.append(y)
   return tuple(outputs)
-
-
-def join(block: Params) -> Params:
-  """A block's parameters with the kernels of one input joined.
-
-  Args:
-    block: Of one layer; joined ones come back as they are.
-  """
-
-  def joined(module: Params, names: Sequence[str], num_inputs: int) -> Params:
-    kernels = [module[name]['kernel'] for name in names]
-    module = dict(module)
-    for name in names:
-      # The others' share is in the first one.
-      module[name] = {**module[name], 'kernel': jnp.zeros(0)}
-    module[names[0]]['kernel'] = projection.transpose(kernels, num_inputs)
-    return module
-
-  attention, mlp = block['attention'], block['mlp']
-  if isinstance(attention['out']['kernel'], projection.Transposed):
-    return block
-  attention = joined(attention, ('query', 'key', 'value'), 1)
-  attention = joined(attention, ('out',), 2)
-  mlp = joined(mlp, ('up', 'gate') if 'gate' in mlp else ('up',), 1)
-  mlp = joined(mlp, ('down',), 1)
-  return {**block, 'attention': attention, 'mlp': mlp}
 
 
 def rotary_tables(

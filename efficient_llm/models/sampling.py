@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from efficient_llm.models import transformer
+from efficient_llm.models import decoding, transformer
 from efficient_llm.typing import Array, Float, Int, typed
 
 
@@ -166,7 +166,7 @@ def generate(
   sampling.validate()
   _check_model(config, prompts_BP.shape[1] + sampling.max_new_tokens)
   batch_size, prompt_tokens = prompts_BP.shape
-  params = transformer.decoding_params(config, params)
+  params = decoding.prepare(config, params)
   cache = transformer.empty_cache(
     config,
     batch_size=batch_size,

@@ -98,24 +98,6 @@ def unstack_layers(params: Params) -> Params:
   return {**params, 'layers': single}
 
 
-def decoding_params(config: TransformerConfig, params: Params) -> Params:
-  """Params in the form in which few tokens at a time are fastest.
-
-  Matrices in the type of the activations, layers unstacked; on a CPU the
-  kernels of one input joined and transposed.
-
-  Args:
-    config: The model.
-    params: From `init`; those from here come back as they are.
-  """
-  params = unstack_layers(params)
-  if jax.default_backend() == 'cpu':
-    joined = tuple(layers.join(block) for block in params['layers'])
-    params = {**params, 'layers': joined}
-  dtype = jnp.dtype(config.dtype)
-  return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
-
-
 @typing.typed
 def apply(
   config: TransformerConfig,

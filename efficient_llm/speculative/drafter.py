@@ -14,6 +14,7 @@ from flax import nnx
 from efficient_llm import typing
 from efficient_llm.models import (
   attention,
+  decoding,
   kv_cache,
   layers,
   modules,
@@ -73,15 +74,15 @@ def num_params(config: TransformerConfig) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def decoding_params(config: TransformerConfig, params: Params) -> Params:
-  """As `transformer.decoding_params`, for the drafter's.
+def prepare(config: TransformerConfig, params: Params) -> Params:
+  """As `decoding.prepare`, for the drafter's.
 
   Args:
     config: The target model.
     params: From `init`.
   """
   block = {'layers': (params['block'],)}
-  (block,) = transformer.decoding_params(config, block)['layers']
+  (block,) = decoding.prepare(config, block)['layers']
   kernel = params['fc']['kernel']
   is_joined = isinstance(kernel, projection.Transposed)
   if jax.default_backend() == 'cpu' and not is_joined:

@@ -55,7 +55,7 @@ def learned(config: transformer.TransformerConfig) -> state_lib.Drafter:
     observe=functools.partial(_observe, config),
     begin=functools.partial(_begin, config),
     resume=functools.partial(_resume, config),
-    prepare=functools.partial(drafter_lib.decoding_params, config),
+    prepare=functools.partial(drafter_lib.prepare, config),
   )
 
 
@@ -156,9 +156,7 @@ def union(
     )
 
   def prepare(draft_params: Any) -> Any:
-    learned_params = drafter_lib.decoding_params(
-      config, draft_params['learned']
-    )
+    learned_params = drafter_lib.prepare(config, draft_params['learned'])
     return {**draft_params, 'learned': learned_params}
 
   return state_lib.Drafter(
@@ -179,9 +177,14 @@ def _begin(
   tokens_BS: Array,
   lengths_B: Array,
   hidden_BPD: Array,
+  *,
+  is_off: bool,
 ) -> Memory:
   """Reads the prompt's pairs; the last one is the newest token's."""
   num_prompt = hidden_BPD.shape[1]
+  hidden_BSD = memory.hidden_BSD.at[:, :num_prompt].set(hidden_BPD)
+  if is_off:
+    return dataclasses.replace(memory, hidden_BSD=hidden_BSD)
   features, cache = expansion.forward(
     config,
     draft_params,
@@ -193,7 +196,7 @@ def _begin(
   )
   return Memory(
     cache,
-    memory.hidden_BSD.at[:, :num_prompt].set(hidden_BPD),
+    hidden_BSD,
     _at(features, lengths_B - 2),
   )
 

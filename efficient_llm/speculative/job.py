@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from efficient_llm.models import decoding
 from efficient_llm.models import sampling as sampling_lib
-from efficient_llm.models import transformer
 from efficient_llm.speculative import programs, rounds, strategy
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
@@ -76,6 +76,7 @@ class Job:
     state: The batch.
     ids_B: Which prompt each row of the batch completes; -1 for none.
     waiting: Prompts that have not begun, in order.
+    is_off: Whether the drafter's memory has been left behind.
   """
 
   programs: programs.Programs
@@ -103,20 +104,18 @@ class Job:
     self.begun = False
     start, compiled_before = time.perf_counter(), self.programs.compile_secs
     self.params = self.programs.call(
-      transformer.decoding_params, (self.plan.model,), self.params
+      decoding.prepare, (self.plan.model,), self.params
     )
     self._prepare_drafter()
-    was_off = False
+    self.is_off = self._choose(len(self.ids_B)).is_off
     while self.waiting or (self.ids_B >= 0).any():
       self._join()
       num_live = int((self.ids_B >= 0).sum())
       if not num_live:
         continue
-      shape = tree_lib.DraftShape()
-      if self.chooser is not None:
-        shape = self.chooser.choose(num_live)
-      self._refresh_drafter(resume=was_off and not shape.is_off)
-      was_off = shape.is_off
+      shape = self._choose(num_live)
+      self._refresh_drafter(resume=self.is_off and not shape.is_off)
+      self.is_off = shape.is_off
       self._stretch(shape, num_live)
       self._shrink()
     self.stats.compile_secs = self.programs.compile_secs - compiled_before
@@ -133,6 +132,11 @@ class Job:
       ),
       self.stats,
     )
+
+  def _choose(self, num_live: int) -> tree_lib.DraftShape:
+    if self.chooser is None:
+      return tree_lib.DraftShape()
+    return self.chooser.choose(num_live)
 
   def _bucket(self, num_rows: int) -> int:
     """Powers of two: few programs, and little of a batch is empty."""
@@ -152,7 +156,7 @@ class Job:
     padded = np.asarray(ids + ids[:1] * (size - num_new))
     joined = self.programs.call(
       rounds.prefill,
-      (self.plan,),
+      (self.plan, self.is_off),
       self.params,
       self.draft_params,
       self.prompts_NP[padded],
@@ -163,7 +167,9 @@ class Job:
     rows = np.full(size, len(self.ids_B))
     rows[:num_new] = free[:num_new]
     if self.begun:
-      self.state = self.programs.call(_put, (), self.state, rows, joined)
+      self.state = self.programs.call(
+        _put, (), self.state, rows, joined, donated=(0,)
+      )
     else:
       over = np.arange(size) >= num_new
       self.state = dataclasses.replace(joined, ended_B=joined.ended_B | over)
@@ -212,6 +218,7 @@ class Job:
       self.state,
       np.int32(self.rounds_at_once),
       np.int32(min_live),
+      donated=(2,),
     )
     passes = np.asarray(self.state.num_passes_B) - passes_before
     secs = time.perf_counter() - start
@@ -238,7 +245,7 @@ class Job:
     if not len(rows):
       return
     tokens = np.asarray(self.state.tokens_BS)
-    log_probs = np.asarray(self.state.log_probs_BT)
+    log_probs = np.asarray(self.state.log_probs_BS)
     num_new = np.asarray(self.state.num_new_B)
     self.stats.num_passes += int(
       np.asarray(self.state.num_passes_B)[rows].sum()
@@ -247,7 +254,7 @@ class Job:
       n, count = self.ids_B[row], num_new[row]
       first = self.lengths_N[n]
       self.tokens_NT[n, :count] = tokens[row, first : first + count]
-      self.log_probs_NT[n, :count] = log_probs[row, :count]
+      self.log_probs_NT[n, :count] = log_probs[row, first : first + count]
       self.num_new_N[n] = count
     self.ids_B[rows] = -1
 

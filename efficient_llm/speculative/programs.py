@@ -7,11 +7,6 @@ from typing import Any
 
 import jax
 
-from efficient_llm.speculative import rounds
-
-# The batch is updated in place.
-_DONATED: dict[Callable[..., Any], tuple[int, ...]] = {rounds.run: (2,)}
-
 
 class Programs:
   """Compiles a function once per static arguments and shapes.
@@ -28,7 +23,11 @@ class Programs:
     return len(self._compiled)
 
   def call(
-    self, function: Callable[..., Any], static: tuple, *arguments: Any
+    self,
+    function: Callable[..., Any],
+    static: tuple,
+    *arguments: Any,
+    donated: tuple[int, ...] = (),
   ) -> Any:
     """Runs `function(*static, *arguments)` on the device.
 
@@ -36,6 +35,8 @@ class Programs:
       function: Pure, of arrays.
       static: First arguments, hashable.
       *arguments: Pytrees of arrays.
+      donated: Those that are updated in place, by number; always the same for
+        one function.
     """
     leaves, structure = jax.tree.flatten(arguments)
     name = (
@@ -47,8 +48,7 @@ class Programs:
     if name not in self._compiled:
       start = time.perf_counter()
       program = jax.jit(
-        functools.partial(function, *static),
-        donate_argnums=_DONATED.get(function, ()),
+        functools.partial(function, *static), donate_argnums=donated
       )
       self._compiled[name] = program.lower(*arguments).compile()
       self.compile_secs += time.perf_counter() - start

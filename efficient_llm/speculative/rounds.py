@@ -17,6 +17,7 @@ from efficient_llm.typing import Array, Params
 
 def prefill(
   plan: state_lib.Plan,
+  is_off: bool,
   params: Params,
   draft_params: Params | None,
   prompts_BP: Array,
@@ -28,6 +29,7 @@ def prefill(
 
   Args:
     plan: What is decoded and how.
+    is_off: Whether rounds without speculation come next.
     params: The target's; layers unstacked.
     draft_params: The drafter's.
     prompts_BP: Padded on the right.
@@ -60,7 +62,7 @@ def prefill(
   rows_B = jnp.arange(batch_size)
   tokens_BS = tokens_BS.at[rows_B, prompt_lengths_B].set(token_B)
   stop_tokens = jnp.asarray(plan.sampling.stop_tokens, jnp.int32)
-  log_probs_BT = jnp.zeros((batch_size, plan.sampling.max_new_tokens))
+  log_probs_BS = jnp.zeros(tokens_BS.shape)
   lengths_B = prompt_lengths_B + 1
   memory = None
   if plan.drafter is not None:
@@ -71,13 +73,14 @@ def prefill(
       tokens_BS,
       lengths_B,
       output.hidden,
+      is_off=is_off,
     )
   assert output.cache is not None
   return state_lib.State(
     cache=output.cache,
     tokens_BS=tokens_BS,
     lengths_B=lengths_B,
-    log_probs_BT=log_probs_BT.at[:, 0].set(log_prob_B),
+    log_probs_BS=log_probs_BS.at[rows_B, prompt_lengths_B].set(log_prob_B),
     num_new_B=jnp.ones(batch_size, jnp.int32),
     num_passes_B=jnp.zeros(batch_size, jnp.int32),
     ended_B=jnp.isin(token_B, stop_tokens)
@@ -228,8 +231,8 @@ def _commit(
       state.tokens_BS, accepted.tokens_BE, state.lengths_B, num_B
     ),
     lengths_B=state.lengths_B + num_B,
-    log_probs_BT=state_lib.write(
-      state.log_probs_BT, accepted.log_probs_BE, state.num_new_B, num_B
+    log_probs_BS=state_lib.write(
+      state.log_probs_BS, accepted.log_probs_BE, state.lengths_B, num_B
     ),
     num_new_B=state.num_new_B + num_B,
     num_passes_B=state.num_passes_B + live_B,

@@ -26,7 +26,8 @@ class State:
     cache: The target's, for every token but the newest.
     tokens_BS: Prompt and completion.
     lengths_B: Tokens of each row, the newest included.
-    log_probs_BT: Of each new token under the law it was drawn from.
+    log_probs_BS: Of each new token under the law it was drawn from, at its
+      place in `tokens_BS`.
     num_new_B: New tokens.
     num_passes_B: Target passes while the row was live.
     ended_B: Rows that are complete.
@@ -39,7 +40,7 @@ class State:
   cache: kv_cache.KVCache
   tokens_BS: Array
   lengths_B: Array
-  log_probs_BT: Array
+  log_probs_BS: Array
   num_new_B: Array
   num_passes_B: Array
   ended_B: Array
@@ -72,8 +73,8 @@ class Drafter:
       memory, after every round; `before` is the state of the round's start,
       hidden_BED the target's hidden states along the accepted path. While
       speculation is off it keeps only what costs nothing.
-    begin: (draft_params, params, memory, tokens_BS, lengths_B, hidden_BPD) ->
-      memory, after prefill.
+    begin: (draft_params, params, memory, tokens_BS, lengths_B, hidden_BPD,
+      is_off=) -> memory, after prefill.
     resume: (draft_params, params, state) -> memory, before the first round
       after rounds without speculation or with other draft_params.
     prepare: (draft_params) -> draft_params in the form that is fastest to
@@ -110,18 +111,20 @@ def write(
   """Writes the first `num` entries of each row behind its start.
 
   Args:
-    buffer_BS: What is written to; may have further axes.
+    buffer_BS: What is written to; may have further axes. It has room for all
+      new entries of rows that have some.
     new_BE: New entries.
     starts_B: Where each row's entries go.
     num_B: How many of them count.
   """
-  offsets_E = jnp.arange(new_BE.shape[1])
-  # Those that do not count go behind the end and are dropped.
-  places_BE = jnp.where(
-    offsets_E < num_B[:, None],
-    starts_B[:, None] + offsets_E,
-    buffer_BS.shape[1],
-  )
-  rows_B1 = jnp.arange(buffer_BS.shape[0])[:, None]
-  new_BE = new_BE.astype(buffer_BS.dtype)
-  return buffer_BS.at[rows_B1, places_BE].set(new_BE, mode='drop')
+  num_entries = new_BE.shape[1]
+
+  def write_row(row_S: Array, new_E: Array, start: Array, num: Array) -> Array:
+    old_E = jax.lax.dynamic_slice_in_dim(row_S, start, num_entries)
+    counts_E = (jnp.arange(num_entries) < num).reshape(
+      -1, *[1] * (new_E.ndim - 1)
+    )
+    new_E = jnp.where(counts_E, new_E.astype(row_S.dtype), old_E)
+    return jax.lax.dynamic_update_slice_in_dim(row_S, new_E, start, axis=0)
+
+  return jax.vmap(write_row)(buffer_BS, new_BE, starts_B, num_B)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficient_llm.models import transformer
+from efficient_llm.models import decoding, transformer
 from tests.models import architectures
 
 ALL = pytest.mark.parametrize('name', architectures.ARCHITECTURES)
@@ -119,19 +119,19 @@ def test_unstacked_layers_are_not_unstacked_again() -> None:
 def test_params_for_decoding_give_the_same_logits(name: str) -> None:
   config = architectures.ARCHITECTURES[name]
   tokens_BT = architectures.tokens(2, 4)
-  params = transformer.decoding_params(config, architectures.params(name))
+  params = decoding.prepare(config, architectures.params(name))
   joined = architectures.forward(config, params, tokens_BT)
   np.testing.assert_allclose(
     joined.logits, _logits(name, tokens_BT), atol=ROUNDING
   )
-  again = transformer.decoding_params(config, params)
+  again = decoding.prepare(config, params)
   assert all(jax.tree.leaves(jax.tree.map(np.array_equal, again, params)))
 
 
 def test_params_for_decoding_have_the_type_of_the_activations() -> None:
   config = architectures.ARCHITECTURES['llama']
   half = dataclasses.replace(config, dtype='bfloat16')
-  params = transformer.decoding_params(half, architectures.params('llama'))
+  params = decoding.prepare(half, architectures.params('llama'))
   types = {x.dtype for x in jax.tree.leaves(params) if x.ndim > 1}
   assert types == {jnp.dtype('bfloat16')}
 

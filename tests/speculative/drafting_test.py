@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficient_llm.models import presets, sampling, transformer
+from efficient_llm.models import decoding, presets, sampling, transformer
 from efficient_llm.speculative import drafter as drafter_lib
 from efficient_llm.speculative import drafting, rounds
 from efficient_llm.speculative import state as state_lib
@@ -33,7 +33,8 @@ def _drafts(trusted_match: int) -> dict[str, Array]:
   count = len(_PROMPTS)
   state = rounds.prefill(
     plan,
-    transformer.decoding_params(_CONFIG, params),
+    False,
+    decoding.prepare(_CONFIG, params),
     both,
     jnp.asarray(_PROMPTS, jnp.int32),
     jnp.full(count, _PROMPTS.shape[1], jnp.int32),

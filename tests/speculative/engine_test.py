@@ -243,6 +243,7 @@ def test_the_cache_holds_what_a_prefill_writes() -> None:
   keys = sampling.row_keys(_KEY, 5)
   state = rounds.prefill(
     plan,
+    False,
     params,
     None,
     jnp.asarray(tokens),
