@@ -59,8 +59,10 @@ def pass_secs(
         tokens,
         cache=cache,
         num_new_B=jnp.zeros(batch_size, jnp.int32),
+        with_logits=False,
       )
-      return output.cache, jnp.argmax(output.logits, -1).astype(jnp.int32)
+      logits = transformer.unembed(config, params, output.hidden)
+      return output.cache, jnp.argmax(logits, -1).astype(jnp.int32)
 
     return jax.lax.fori_loop(0, num_passes, body, (cache, tokens))[1]
 
