@@ -20,6 +20,8 @@ lines=(
   '150 -m benchmarks.train_mfu --model=llama_1b'
   '120 -m benchmarks.train_mfu --model=llama_350m --packed'
   '120 -m pytest -q tests/training/planner_test.py tests/models/attention_test.py'
+  '150 -m benchmarks.kernel_speed --quick'
+  '150 -m pytest -q tests/speculative/engine_test.py'
 )
 
 table=()

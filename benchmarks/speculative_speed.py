@@ -38,7 +38,7 @@ from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.speculative import drafting, engine, job, strategy
 
 _NUM_PROMPT, _NUM_NEW = 48, 128
-_NUM_WARM_UP = 3
+_NUM_WARM_UP = 2
 
 
 def pass_secs(
@@ -98,7 +98,8 @@ def measure(
     temperature: 0 is greedy.
     rounds: In which all take turns.
   """
-  num_rows = max(8, batch_size)
+  # Enough that the last rows, which leave places empty, do not decide.
+  num_rows = max(8, 4 * batch_size)
   prompts = pair.prompts(num_rows, num_tokens=_NUM_PROMPT)
   lengths = np.full(num_rows, _NUM_PROMPT, np.int32)
   sampling = sampling_lib.SamplingConfig(_NUM_NEW, temperature=temperature)

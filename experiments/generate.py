@@ -4,10 +4,12 @@
       --drafter=out/drafter --prompts=prompts.txt
 
 --drafter is the folder of an experiments.drafter run, 'ngram' (copies from the
-text so far and needs no training), 'none', or a folder and ngram joined by '+'
-for both in one tree. --prompts is a text file with a prompt a line, or a .jsonl
-file with a `prompt` in each record. The same prompts are then decoded plainly,
-with the same coins: the answers must be the same, only the speed differs.
+text so far and needs no training), 'none', a folder and ngram joined by '+' for
+both together, or 'int8': the model itself with rounded weights, a control that
+is nearly always right and never fast. --prompts is a text file with a prompt a
+line, or a .jsonl file with a `prompt` in each record. The same prompts are then
+decoded plainly, with the same coins: the answers must be the same, only the
+speed differs.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from efficient_llm.speculative import (
   drafting,
   engine,
   job,
+  self_draft,
   strategy,
   target_run,
 )
@@ -38,7 +41,9 @@ from experiments import command, exits
 def define_flags() -> None:
   """Defines the flags of this tool."""
   flags.DEFINE_string('checkpoint', None, 'Folder of a pre-training run.')
-  flags.DEFINE_string('drafter', 'ngram', 'Folder, ngram, FOLDER+ngram, none.')
+  flags.DEFINE_string(
+    'drafter', 'ngram', 'Folder, ngram, FOLDER+ngram, int8, none.'
+  )
   flags.DEFINE_string('prompts', None, 'File of prompts, .txt or .jsonl.')
   flags.DEFINE_string('output', None, 'Write completions here, as .jsonl.')
   flags.DEFINE_integer('answers', 1, 'Answers to each prompt.', lower_bound=1)
@@ -91,9 +96,9 @@ def run(changes: dict[str, str]) -> int:
   assert encoded is not None
   if tokenizer.eos_id is not None:
     sampling = dataclasses.replace(sampling, stop_tokens=(tokenizer.eos_id,))
-  chosen = _drafting(values.drafter, target)
-  chooser = strategy.Strategy(_strategy(values.arms))
   params = target.restore_params(None)
+  chosen = _drafting(values.drafter, target, params)
+  chooser = strategy.Strategy(_strategy(values.arms))
 
   def generate(drafter: state_lib.Drafter | None) -> job.Generation:
     machine = engine.Engine(
@@ -174,7 +179,7 @@ def _tokenizer(target: target_run.TargetRun) -> tokenizer_lib.Tokenizer:
   return pipeline.open_dataset(target.data, cache_dir=cache_dir).tokenizer
 
 
-def _drafting(name: str, target: target_run.TargetRun) -> Drafting:
+def _drafting(name: str, target: target_run.TargetRun, params: Any) -> Drafting:
   """Reads --drafter.
 
   Raises:
@@ -184,10 +189,13 @@ def _drafting(name: str, target: target_run.TargetRun) -> Drafting:
     return Drafting(None, None)
   if name == 'ngram':
     return Drafting(drafting.model_free(), None)
+  if name == 'int8':
+    drafter = self_draft.drafter(target.model)
+    return Drafting(drafter, self_draft.quantize(params))
   folder, _, with_ngram = name.partition('+')
   if with_ngram not in ('', 'ngram'):
     raise ValueError(
-      f'--drafter={name} must be a folder, ngram, FOLDER+ngram or none.'
+      f'--drafter={name} must be a folder, ngram, FOLDER+ngram, int8 or none.'
     )
   saved = drafter_training.load(folder)
   if saved.meta['target']['digest'] != target.digest:

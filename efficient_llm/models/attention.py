@@ -1,4 +1,7 @@
-"""Attention through maintained implementations: XLA, cuDNN, splash on TPU."""
+"""Attention through maintained implementations: XLA, cuDNN, splash on TPU.
+
+A few tokens behind a cache are the kernel's of `kernels.tree_attention`.
+"""
 
 import dataclasses
 import functools
@@ -9,9 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from efficient_llm import sharding
+from efficient_llm.kernels import selection
 from efficient_llm.models import kv_cache
 
-Implementation = Literal['auto', 'xla', 'cudnn', 'splash']
+Implementation = Literal[
+  'auto', 'xla', 'cudnn', 'splash', 'pallas_tpu', 'pallas_gpu'
+]
 
 
 @jax.tree_util.register_dataclass
@@ -24,11 +30,15 @@ class Mask:
     segment_ids_BT: Packed document of each token; attention stays inside one.
       0 marks padding.
     allowed_BTS: An explicit mask in place of the two above (a KV cache).
+    cache_lengths_B: Tokens that the cache holds before the new ones.
+    tail_BTT: With a cache, which new tokens see each other; causal where None.
   """
 
   causal: bool = dataclasses.field(default=True, metadata={'static': True})
   segment_ids_BT: jax.Array | None = None
   allowed_BTS: jax.Array | None = None
+  cache_lengths_B: jax.Array | None = None
+  tail_BTT: jax.Array | None = None
 
   def dense(self) -> jax.Array | None:
     """The mask without causality as [B, 1, T, S] booleans."""
@@ -71,6 +81,8 @@ def make_mask(
   return Mask(
     causal=causal,
     allowed_BTS=cache.allowed(num_tokens, tail_BTT=tail_mask_BTT),
+    cache_lengths_B=cache.lengths_B,
+    tail_BTT=tail_mask_BTT,
   )
 
 
@@ -106,8 +118,13 @@ def attend(
     v_BSKH: Values.
     mask: Who may attend to whom.
     implementation: 'auto' goes by platform. What cuDNN or splash cannot do (a
-      cache, float32, odd lengths) XLA does.
+      cache, float32, odd lengths) XLA does; 'pallas_tpu' and 'pallas_gpu' are
+      for a few tokens behind a cache.
   """
+  if mask.cache_lengths_B is not None:
+    attended = _tree_attend(q_BTNH, k_BSKH, v_BSKH, mask, implementation)
+    if attended is not None:
+      return attended
   implementation = choose(implementation, jax.default_backend())
   num_queries = q_BTNH.shape[1]
   if implementation == 'splash' and _fits_splash(mask, num_queries):
@@ -124,6 +141,56 @@ def attend(
       implementation='cudnn',
     )
   return _xla(q_BTNH, k_BSKH, v_BSKH, mask)
+
+
+def _tree_attend(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  mask: Mask,
+  implementation: Implementation,
+) -> jax.Array | None:
+  """The kernel for a few tokens behind a cache; None where XLA serves."""
+  device = jax.devices()[0]
+  here = selection.kernel_for(device.platform, device.device_kind)
+  asked = implementation in ('pallas_tpu', 'pallas_gpu')
+  if not asked and (implementation != 'auto' or here == 'xla'):
+    return None
+  from efficient_llm.kernels.tree_attention import api
+
+  num_tokens = q_BTNH.shape[1]
+  keys_BKSH, values_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+  if num_tokens > api.MAX_TREE_TOKENS:
+    return None
+  kernel = cast(selection.Implementation, implementation if asked else here)
+  if not asked:
+    kernel = api.choose(
+      q_BTNH,
+      keys_BKSH,
+      platform=device.platform,
+      device_kind=device.device_kind,
+    ).implementation
+  if kernel == 'xla':
+    return None
+  tail_BTT = mask.tail_BTT
+  if tail_BTT is None:
+    tail_BTT = jnp.broadcast_to(
+      jnp.tri(num_tokens, dtype=bool), (len(q_BTNH), num_tokens, num_tokens)
+    )
+  mesh, spec = jax.sharding.get_abstract_mesh(), None
+  if not mesh.empty and mesh.size > 1:
+    spec = sharding.divisible_spec(
+      keys_BKSH.shape, ('batch', 'kv_heads', None, None), mesh
+    )
+  return api.attend(
+    q_BTNH,
+    keys_BKSH,
+    values_BKSH,
+    cast(jax.Array, mask.cache_lengths_B),
+    api.pack(tail_BTT),
+    implementation=kernel,
+    spec=spec,
+  )
 
 
 # From here on the halves save more than a second set of products costs.

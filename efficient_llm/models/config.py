@@ -31,7 +31,8 @@ class TransformerConfig:
     remat: What the backward pass recomputes: 'none', 'dots' (all but matrix
       products) or 'full' (every layer from its input).
     scan_unroll: Layers per iteration of the layer scan.
-    attention_implementation: 'xla', 'cudnn', 'splash'; 'auto' by platform.
+    attention_implementation: 'xla', 'cudnn', 'splash', 'pallas_tpu',
+      'pallas_gpu'; 'auto' by platform.
   """
 
   vocab_size: int = 320

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from efficient_llm.typing import Array, Bool, Float, Int, UInt32, typed
+from efficient_llm.typing import Array, Bool, Float, Int, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,38 +113,6 @@ def ancestors(parents_BW: Int[Array, 'B W']) -> Bool[Array, 'B W W']:
     seen_BWW |= jnp.take_along_axis(seen_BWW, above_BW[..., None], axis=1)
     above_BW = jnp.take_along_axis(above_BW, above_BW, axis=1)
   return seen_BWW
-
-
-@typed
-def pack(seen_BWW: Bool[Array, 'B W W']) -> UInt32[Array, 'B W U']:
-  """Packs ancestors into words: bit j % 32 of word j // 32 is node j.
-
-  A tree of 64 nodes takes 512 bytes a row so.
-
-  Args:
-    seen_BWW: From `ancestors`.
-  """
-  num_nodes = seen_BWW.shape[-1]
-  num_words = -(-num_nodes // 32)
-  padding = ((0, 0), (0, 0), (0, num_words * 32 - num_nodes))
-  bits = jnp.pad(seen_BWW, padding).reshape(*seen_BWW.shape[:2], num_words, 32)
-  weights = jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32)
-  return (bits.astype(jnp.uint32) * weights).sum(-1, dtype=jnp.uint32)
-
-
-@typed
-def unpack(
-  words_BWU: UInt32[Array, 'B W U'], *, num_nodes: int
-) -> Bool[Array, 'B W W']:
-  """The inverse of `pack`.
-
-  Args:
-    words_BWU: Packed ancestors.
-    num_nodes: W.
-  """
-  bits = words_BWU[..., None] >> jnp.arange(32, dtype=jnp.uint32) & 1
-  flat = bits.reshape(*words_BWU.shape[:2], -1)
-  return flat[..., :num_nodes].astype(bool)
 
 
 @typed

@@ -15,6 +15,7 @@ from efficient_llm.kernels.speculative_sampling import (
 from efficient_llm.kernels.speculative_sampling import pallas_gpu_chain
 from efficient_llm.kernels.tree_attention import pallas_gpu as attention_gpu
 from efficient_llm.training import topology
+from tests.kernels import whole_round
 
 pytestmark = pytest.mark.skipif(
   not any(
@@ -94,3 +95,10 @@ def test_rejection_sampling_compiles(num_drafts: int, dtype: str) -> None:
     ((4, 2), 'uint32'),
   )
   assert 'mosaic_gpu' in program
+
+
+def test_a_round_of_speculation_compiles_with_its_kernel() -> None:
+  device = topology.load(topology.parse('h100:1')).devices[0]
+  program = whole_round.compiled(device, 'cuda', 'pallas_gpu')
+  # One for every layer of the target, and the drafter's.
+  assert program.count('mosaic_gpu') > whole_round.NUM_LAYERS

@@ -17,6 +17,7 @@ from efficient_llm.kernels.speculative_sampling import pallas_tpu_chain
 from efficient_llm.kernels.tree_attention import api
 from efficient_llm.kernels.tree_attention import pallas_tpu as attention_tpu
 from efficient_llm.training import topology
+from tests.kernels import whole_round
 
 pytestmark = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
@@ -139,3 +140,11 @@ def test_tree_attention_compiles_for_rows_and_heads_on_several_chips() -> None:
   calls = [x for x in program.splitlines() if 'tpu_custom_call' in x]
   assert len(calls) == 1
   assert 'bf16[2,1,64,128]' in calls[0]
+
+
+@CHIPS
+def test_a_round_of_speculation_compiles_with_its_kernel(chip: str) -> None:
+  device = topology.load(topology.parse(chip)).devices[0]
+  program = whole_round.compiled(device, 'tpu', 'pallas_tpu')
+  # One for every layer of the target, and the drafter's.
+  assert program.count('tpu_custom_call') > whole_round.NUM_LAYERS

@@ -1,5 +1,5 @@
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from efficient_llm.models import attention
+from efficient_llm.kernels.tree_attention import api, reference
+from efficient_llm.models import attention, kv_cache
 
 
 def _inputs(num_tokens: int, *, head_dim: int) -> list[jax.Array]:
@@ -104,5 +105,85 @@ def test_halved_causal_attention_gives_what_the_whole_matrix_gives(
   gradients = [
     jax.grad(functools.partial(loss, f))(inputs) for f in (halved, whole)
   ]
-  for ours, reference in zip(*gradients, strict=True):
-    np.testing.assert_allclose(ours, reference, atol=2e-5)
+  for ours, other in zip(*gradients, strict=True):
+    np.testing.assert_allclose(ours, other, atol=2e-5)
+
+
+def _behind_a_cache(
+  num_tokens: int, dtype: str, *, tail: bool
+) -> tuple[list[jax.Array], attention.Mask, list[jax.Array]]:
+  """Inputs of `attend`, the mask, and what the specification wants."""
+  capacity, head_dim = 128, 64
+  keys = jax.random.split(jax.random.key(1), 3)
+  shapes = [(2, num_tokens, 4, head_dim), *[(2, 2, capacity, head_dim)] * 2]
+  q, k, v = (
+    jax.random.normal(key, shape, dtype)
+    for key, shape in zip(keys, shapes, strict=True)
+  )
+  lengths = jnp.asarray([3, 40])
+  causal = jnp.broadcast_to(
+    jnp.tri(num_tokens, dtype=bool), (2, num_tokens, num_tokens)
+  )
+  # A tree in which the third token does not see the second.
+  seen = causal.at[:, 2, 1].set(False) if tail else causal
+  mask = attention.make_mask(
+    causal=True,
+    num_tokens=num_tokens,
+    segment_ids_BT=None,
+    cache=kv_cache.KVCache((k,), (v,), lengths),
+    tail_mask_BTT=seen if tail else None,
+  )
+  wanted = [q, k, v, lengths, api.pack(seen)]
+  return [q, k.swapaxes(1, 2), v.swapaxes(1, 2)], mask, wanted
+
+
+@pytest.mark.parametrize('tail', [True, False])
+def test_behind_a_cache_attention_is_what_the_kernels_specify(
+  tail: bool,
+) -> None:
+  inputs, mask, wanted = _behind_a_cache(5, 'float32', tail=tail)
+  np.testing.assert_allclose(
+    attention.attend(*inputs, mask=mask),
+    reference.attend(*wanted),
+    rtol=0,
+    atol=1e-5,
+  )
+
+
+class _Hopper(NamedTuple):
+  platform: str = 'gpu'
+  device_kind: str = 'NVIDIA H200'
+
+
+@pytest.mark.parametrize(
+  ('num_tokens', 'dtype', 'implementation', 'kernel'),
+  [
+    (5, 'bfloat16', 'auto', 'pallas_gpu'),
+    (64, 'bfloat16', 'auto', 'pallas_gpu'),
+    (65, 'bfloat16', 'auto', None),
+    (5, 'float32', 'auto', None),
+    (5, 'bfloat16', 'xla', None),
+    (5, 'bfloat16', 'pallas_tpu', 'pallas_tpu'),
+  ],
+)
+def test_a_few_tokens_behind_a_cache_are_the_kernels(
+  monkeypatch: pytest.MonkeyPatch,
+  num_tokens: int,
+  dtype: str,
+  implementation: attention.Implementation,
+  kernel: str | None,
+) -> None:
+  used = []
+
+  def attend(*arrays: jax.Array, implementation: str, spec: Any) -> jax.Array:
+    used.append(implementation)
+    assert spec is None
+    for one, other in zip(arrays, wanted, strict=True):
+      np.testing.assert_array_equal(one, other)
+    return reference.attend(*arrays)
+
+  inputs, mask, wanted = _behind_a_cache(num_tokens, dtype, tail=True)
+  monkeypatch.setattr(api, 'attend', attend)
+  monkeypatch.setattr(jax, 'devices', lambda: [_Hopper()])
+  attention.attend(*inputs, mask=mask, implementation=implementation)
+  assert used == ([kernel] if kernel else [])

@@ -18,6 +18,7 @@ from efficient_llm.speculative import (
   drafting,
   engine,
   rounds,
+  self_draft,
   strategy,
 )
 from efficient_llm.speculative import state as state_lib
@@ -108,6 +109,8 @@ def _drafter_of(kind: str) -> tuple[state_lib.Drafter, Any]:
   params = drafter.init(_CONFIG, jax.random.key(5), _params())
   if kind == 'broken':
     params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+  if kind == 'itself':
+    return self_draft.drafter(_CONFIG), self_draft.quantize(_params())
   if kind in ('learned', 'broken'):
     return drafting.learned(_CONFIG), params
   if kind == 'union':
@@ -184,12 +187,35 @@ def test_prompts_that_wait_join_and_say_the_same() -> None:
   _assert_same(found, _plain('stopped'))
 
 
+def test_the_rounded_model_is_nearly_always_right() -> None:
+  plan, draft_params = _drafter_of('itself')
+  tokens, lengths = _prompts()
+  chooser = _fixed(_SHAPES['chain'])
+  machine = engine.Engine(_CONFIG, drafter=plan, chooser=chooser)
+  generation = machine.generate(
+    _params(),
+    tokens,
+    lengths,
+    _SAMPLINGS['greedy'],
+    _KEY,
+    draft_params=draft_params,
+  )
+  _assert_same(generation.completion, _plain('greedy'))
+  depth = _SHAPES['chain'].depth
+  assert generation.stats.acceptance_length > 0.8 * (depth + 1)
+
+
+def test_the_rounded_model_goes_on_and_off_without_a_trace() -> None:
+  arms = strategy.StrategyConfig(arms=('2_1_3+3_1_4',), thresholds=(1,))
+  found = _generate('itself', _InTurn(arms), 'sampled', rounds_at_once=2)
+  _assert_same(found, _plain('sampled'))
+
+
 class _InTurn(strategy.Strategy):
   """Off, on, off, on: a strategy that keeps changing its mind."""
 
-  def __init__(self) -> None:
-    arms = ('3_1_4+3_2_6',)
-    super().__init__(strategy.StrategyConfig(arms=arms, thresholds=(1,)))
+  def __init__(self, config: strategy.StrategyConfig) -> None:
+    super().__init__(config)
     self.count = 0
 
   def choose(self, batch_size: int) -> tree_lib.DraftShape:
@@ -198,7 +224,8 @@ class _InTurn(strategy.Strategy):
 
 
 def test_speculation_goes_on_and_off_without_a_trace() -> None:
-  found = _generate('learned', _InTurn(), 'sampled', rounds_at_once=2)
+  arms = strategy.StrategyConfig(arms=('3_1_4+3_2_6',), thresholds=(1,))
+  found = _generate('learned', _InTurn(arms), 'sampled', rounds_at_once=2)
   _assert_same(found, _plain('sampled'))
 
 

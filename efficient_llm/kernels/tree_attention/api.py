@@ -12,7 +12,7 @@ from efficient_llm.kernels.tree_attention import (
   pallas_tpu,
   reference,
 )
-from efficient_llm.typing import Array, Float, Int, UInt32, typed
+from efficient_llm.typing import Array, Bool, Float, Int, UInt32, typed
 
 MAX_TREE_TOKENS = 64
 
@@ -85,6 +85,25 @@ def attend(
     check_vma=False,
   )
   return attend_shard(*arrays)
+
+
+@typed
+def pack(seen_BTT: Bool[Array, 'B T T']) -> UInt32[Array, 'B T U']:
+  """Packs who sees whom into words: bit j % 32 of word j // 32 is token j.
+
+  A tree of 64 nodes takes 512 bytes a row so.
+
+  Args:
+    seen_BTT: Whether token t sees token j, at [b, t, j].
+  """
+  bits = reference.BITS_PER_WORD
+  num_tokens = seen_BTT.shape[-1]
+  num_words = -(-num_tokens // bits)
+  padding = ((0, 0), (0, 0), (0, num_words * bits - num_tokens))
+  shape = (*seen_BTT.shape[:2], num_words, bits)
+  seen_BTUJ = jnp.pad(seen_BTT, padding).reshape(shape).astype(jnp.uint32)
+  weights_J = jnp.uint32(1) << jnp.arange(bits, dtype=jnp.uint32)
+  return (seen_BTUJ * weights_J).sum(-1, dtype=jnp.uint32)
 
 
 def choose(

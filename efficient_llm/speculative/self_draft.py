@@ -1,0 +1,166 @@
+"""The model as its own drafter, with rounded weights: a control.
+
+It shows what a drafter can at most be worth: nearly every draft is accepted,
+and every one costs a pass of the whole model.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from efficient_llm.models import decoding, kv_cache, transformer
+from efficient_llm.speculative import state as state_lib
+from efficient_llm.speculative import tree as tree_lib
+from efficient_llm.speculative import verify
+from efficient_llm.typing import Array, Params
+
+
+def quantize(params: Params, *, bits: int = 8) -> Params:
+  """Rounds every matrix to whole multiples of a scale for each last index.
+
+  The values come back as floats: what rounding does to the drafts is measured,
+  not what integers would save.
+
+  Args:
+    params: Of a model.
+    bits: Of each value, sign included, from 2 to 8.
+  Raises:
+    ValueError: If there are too many bits or too few.
+  """
+  if not 2 <= bits <= 8:
+    raise ValueError(f'{bits=} must be from 2 to 8.')
+  largest = 2 ** (bits - 1) - 1
+
+  def rounded(x: Array) -> Array:
+    if x.ndim < 2:
+      return x
+    scale = jnp.abs(x).max(tuple(range(x.ndim - 1)), keepdims=True) / largest
+    return jnp.round(x / jnp.maximum(scale, 1e-30)) * scale
+
+  return jax.tree.map(rounded, transformer.unstack_layers(params))
+
+
+@functools.lru_cache(maxsize=8)
+def drafter(config: transformer.TransformerConfig) -> state_lib.Drafter:
+  """Chains of a model of the target's shape; its parameters are draft_params.
+
+  Args:
+    config: The target.
+  """
+
+  def create(batch_size: int, capacity: int) -> kv_cache.KVCache:
+    return transformer.empty_cache(
+      config, batch_size=batch_size, capacity=capacity
+    )
+
+  return state_lib.Drafter(
+    create=create,
+    draft=functools.partial(_draft, config),
+    observe=functools.partial(_observe, config),
+    begin=functools.partial(_begin, config),
+    resume=functools.partial(_resume, config),
+    prepare=functools.partial(decoding.prepare, config),
+  )
+
+
+def _draft(
+  config: transformer.TransformerConfig,
+  draft_params: Params,
+  params: Params,
+  state: state_lib.State,
+  shape: tree_lib.DraftShape,
+) -> tree_lib.Tree:
+  del params
+  if shape.top_k != 1:
+    raise ValueError(
+      f'draft.top_k={shape.top_k} must be 1 where the model drafts for itself.'
+    )
+
+  def step(carry: Any, _: None) -> tuple[Any, Array]:
+    cache, token_B = carry
+    output = transformer.apply(
+      config, draft_params, token_B[:, None], cache=cache, with_logits=False
+    )
+    logits_BV = transformer.unembed(config, draft_params, output.hidden[:, 0])
+    token_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    return (output.cache, token_B), token_B
+
+  last_B1 = state.lengths_B[:, None] - 1
+  root_B = jnp.take_along_axis(state.tokens_BS, last_B1, 1)[:, 0]
+  start = (state.memory, root_B)
+  _, drafts = jax.lax.scan(step, start, None, length=shape.depth)
+  return tree_lib.chain(root_B, drafts.T)
+
+
+def _begin(
+  config: transformer.TransformerConfig,
+  draft_params: Params,
+  params: Params,
+  memory: kv_cache.KVCache,
+  tokens_BS: Array,
+  lengths_B: Array,
+  hidden_BPD: Array,
+  *,
+  is_off: bool,
+) -> kv_cache.KVCache | None:
+  del params
+  if is_off:
+    return memory
+  return transformer.apply(
+    config,
+    draft_params,
+    tokens_BS[:, : hidden_BPD.shape[1]],
+    cache=memory,
+    num_new_B=lengths_B - 1,
+    with_logits=False,
+  ).cache
+
+
+def _observe(
+  config: transformer.TransformerConfig,
+  draft_params: Params,
+  params: Params,
+  before: state_lib.State,
+  accepted: verify.Accepted,
+  hidden_BED: Array,
+  *,
+  is_off: bool,
+) -> kv_cache.KVCache | None:
+  """Reads what now stands before the newest token."""
+  del params, hidden_BED
+  if is_off:
+    return before.memory
+  last_B1 = before.lengths_B[:, None] - 1
+  root_B1 = jnp.take_along_axis(before.tokens_BS, last_B1, 1)
+  return transformer.apply(
+    config,
+    draft_params,
+    jnp.concatenate([root_B1, accepted.tokens_BE[:, :-1]], 1),
+    cache=before.memory,
+    num_new_B=accepted.num_tokens_B,
+    with_logits=False,
+  ).cache
+
+
+def _resume(
+  config: transformer.TransformerConfig,
+  draft_params: Params,
+  params: Params,
+  state: state_lib.State,
+) -> kv_cache.KVCache | None:
+  """Reads everything again: no kept feature stands for a whole model."""
+  del params
+  batch_size, capacity = state.tokens_BS.shape
+  num_read = min(capacity, config.max_positions)
+  return transformer.apply(
+    config,
+    draft_params,
+    state.tokens_BS[:, :num_read],
+    cache=transformer.empty_cache(
+      config, batch_size=batch_size, capacity=capacity
+    ),
+    num_new_B=state.cache.lengths_B,
+    with_logits=False,
+  ).cache
