@@ -103,7 +103,7 @@ def measure(
   prompts = pair.prompts(num_rows, num_tokens=_NUM_PROMPT)
   lengths = np.full(num_rows, _NUM_PROMPT, np.int32)
   sampling = sampling_lib.SamplingConfig(_NUM_NEW, temperature=temperature)
-  chooser = strategy.Strategy(strategy.CPU)
+  chooser = strategy.Strategy(strategy.CPU_COPYING)
   plain = engine.Engine(pair.config, max_batch=batch_size)
   speculative = engine.Engine(
     pair.config,
@@ -191,8 +191,7 @@ def measure(
     'fraction_of_ceiling': speedup / ceiling,
     'pass_secs_by_nodes': pass_secs_by_nodes,
     'rounds_by_shape': {
-      f'{s.depth}_{s.top_k}_{s.num_nodes}': count
-      for s, count in counted.rounds_by_shape.items()
+      shape.name: count for shape, count in counted.rounds_by_shape.items()
     },
     'compile_secs': compile_secs,
     'same_as_plain': bool(

@@ -56,8 +56,8 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'arms',
     None,
-    'Draft shapes depth_topk_nodes to choose among; by default those for CPUs '
-    'or GPUs.',
+    'Draft shapes depth_topk_nodes to choose among, with a c behind those that '
+    'only copy; by default those for CPUs or GPUs.',
   )
   flags.DEFINE_bool('compare', True, 'Decode plainly too, to see the gain.')
   flags.DEFINE_bool('json', False, 'Print one JSON object as the last line.')
@@ -98,7 +98,10 @@ def run(changes: dict[str, str]) -> int:
     sampling = dataclasses.replace(sampling, stop_tokens=(tokenizer.eos_id,))
   params = target.restore_params(None)
   chosen = _drafting(values.drafter, target, params)
-  chooser = strategy.Strategy(_strategy(values.arms))
+  is_union = values.drafter.endswith('+ngram')
+  chooser = strategy.Strategy(
+    _strategy(values.arms, copies_beside_model=is_union)
+  )
 
   def generate(drafter: state_lib.Drafter | None) -> job.Generation:
     machine = engine.Engine(
@@ -209,11 +212,13 @@ def _drafting(name: str, target: target_run.TargetRun, params: Any) -> Drafting:
   return Drafting(drafting.union(target.model), both)
 
 
-def _strategy(arms: list[str] | None) -> strategy.StrategyConfig:
+def _strategy(
+  arms: list[str] | None, *, copies_beside_model: bool
+) -> strategy.StrategyConfig:
   if arms:
     return strategy.StrategyConfig(arms=('+'.join(arms),), thresholds=(1,))
   if jax.default_backend() == 'cpu':
-    return strategy.CPU
+    return strategy.CPU_COPYING if copies_beside_model else strategy.CPU
   return strategy.StrategyConfig()
 
 
@@ -261,8 +266,7 @@ def summary(
     'prefill_secs': stats.prefill_secs,
     'compile_secs': stats.compile_secs,
     'rounds_by_shape': {
-      f'{shape.depth}_{shape.top_k}_{shape.num_nodes}': count
-      for shape, count in stats.rounds_by_shape.items()
+      shape.name: count for shape, count in stats.rounds_by_shape.items()
     },
   }
   if plain is not None:

@@ -78,7 +78,9 @@ def model_free(max_match: int = 16) -> state_lib.Drafter:
   def nothing(*arguments: Any, **more: Any) -> None:
     del arguments, more
 
-  return state_lib.Drafter(nothing, draft, nothing, nothing, nothing)
+  return state_lib.Drafter(
+    nothing, draft, nothing, nothing, nothing, copies=True
+  )
 
 
 def _copy(
@@ -138,6 +140,9 @@ def union(
   def draft(
     draft_params: Any, params: Params, state: state_lib.State, shape: Any
   ) -> tree_lib.Tree:
+    if shape.copied:
+      copied = _copy(draft_params['model_free'], state, shape, max_match)
+      return copied.tree
     if shape.top_k == 1:
       return draft_chain(draft_params, params, state, shape)
     depth = shape.depth
@@ -165,7 +170,8 @@ def union(
     with_learned(one.observe),
     with_learned(one.begin),
     with_learned(one.resume),
-    prepare,
+    copies=True,
+    prepare=prepare,
   )
 
 

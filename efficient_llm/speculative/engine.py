@@ -57,6 +57,13 @@ class Engine:
       )
     if drafter is not None and chooser is None:
       raise ValueError('A drafter needs a chooser of draft shapes; give one.')
+    if drafter is not None and chooser is not None and not drafter.copies:
+      copied = [shape.name for shape in chooser.arms() if shape.copied]
+      if copied:
+        raise ValueError(
+          f'strategy.arms {copied} copy, which this drafter cannot; leave out '
+          "the 'c', or take model_free or union."
+        )
     self._config = config
     self._drafter = drafter
     self._chooser = chooser

@@ -76,7 +76,7 @@ class Job:
     state: The batch.
     ids_B: Which prompt each row of the batch completes; -1 for none.
     waiting: Prompts that have not begun, in order.
-    is_off: Whether the drafter's memory has been left behind.
+    is_behind: Whether the drafter's memory has been left behind.
   """
 
   programs: programs.Programs
@@ -107,15 +107,15 @@ class Job:
       decoding.prepare, (self.plan.model,), self.params
     )
     self._prepare_drafter()
-    self.is_off = self._choose(len(self.ids_B)).is_off
+    self.is_behind = not self._choose(len(self.ids_B)).needs_model
     while self.waiting or (self.ids_B >= 0).any():
       self._join()
       num_live = int((self.ids_B >= 0).sum())
       if not num_live:
         continue
       shape = self._choose(num_live)
-      self._refresh_drafter(resume=self.is_off and not shape.is_off)
-      self.is_off = shape.is_off
+      self._refresh_drafter(resume=self.is_behind and shape.needs_model)
+      self.is_behind = not shape.needs_model
       self._stretch(shape, num_live)
       self._shrink()
     self.stats.compile_secs = self.programs.compile_secs - compiled_before
@@ -156,7 +156,7 @@ class Job:
     padded = np.asarray(ids + ids[:1] * (size - num_new))
     joined = self.programs.call(
       rounds.prefill,
-      (self.plan, self.is_off),
+      (self.plan, self.is_behind),
       self.params,
       self.draft_params,
       self.prompts_NP[padded],

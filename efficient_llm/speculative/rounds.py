@@ -29,7 +29,7 @@ def prefill(
 
   Args:
     plan: What is decoded and how.
-    is_off: Whether rounds without speculation come next.
+    is_off: Whether rounds without a draft model come next.
     params: The target's; layers unstacked.
     draft_params: The drafter's.
     prompts_BP: Padded on the right.
@@ -216,7 +216,12 @@ def _commit(
       output.hidden, accepted.path_BE[..., None], axis=1
     )
     memory = plan.drafter.observe(
-      draft_params, params, state, accepted, hidden_BED, is_off=shape.is_off
+      draft_params,
+      params,
+      state,
+      accepted,
+      hidden_BED,
+      is_off=not shape.needs_model,
     )
   cache = output.cache
   if shape.top_k == 1:

@@ -72,11 +72,12 @@ class Drafter:
     observe: (draft_params, params, before, accepted, hidden_BED, is_off=) ->
       memory, after every round; `before` is the state of the round's start,
       hidden_BED the target's hidden states along the accepted path. While
-      speculation is off it keeps only what costs nothing.
+      speculation is off or copies it keeps only what costs nothing.
     begin: (draft_params, params, memory, tokens_BS, lengths_B, hidden_BPD,
       is_off=) -> memory, after prefill.
     resume: (draft_params, params, state) -> memory, before the first round
-      after rounds without speculation or with other draft_params.
+      with a draft model after others, or with other draft_params.
+    copies: Whether it can draft `DraftShape.copied` shapes.
     prepare: (draft_params) -> draft_params in the form that is fastest to
       read, once for each; None where there is none.
   """
@@ -86,6 +87,7 @@ class Drafter:
   observe: Callable[..., Any]
   begin: Callable[..., Any]
   resume: Callable[..., Any]
+  copies: bool = False
   prepare: Callable[..., Any] | None = None
 
 

@@ -30,7 +30,7 @@ class StrategyConfig:
   Attributes:
     name: 'beg_mab' is TLT's bucketed epsilon-greedy bandit, 'ucb' UCB1, 'fixed'
       a table.
-    arms: One entry for each threshold: shapes as depth_topk_nodes, joined by
+    arms: One entry for each threshold: shapes as `DraftShape.name`, joined by
       '+'. Bandits always have 0_1_1, speculation off, beside them; the table
       uses the one shape of the entry.
     thresholds: Live rows from which on an entry of `arms` holds, the first 1.
@@ -90,14 +90,20 @@ class StrategyConfig:
 
 # For processors: chains, as a verified node costs there (at 5 M parameters a
 # pass over 8 tokens takes 2 times that over one for one row, 4 times for eight,
-# where drafting no longer pays), one less than a power of two deep, as matrix
-# products fill rows of vectors. One row's text is now easy to draft, now hard,
-# so arms are judged by a long past.
+# where a draft model no longer pays), one less than a power of two deep, as
+# matrix products fill rows of vectors. One row's text is now easy to draft, now
+# hard, so arms are judged by a long past.
 CPU = StrategyConfig(
-  arms=('3_1_4+7_1_8', '7_1_8', '0_1_1'),
+  arms=('3_1_4+7_1_8', '3_1_4', '0_1_1'),
   thresholds=(1, 2, 5),
   window=256,
   exploration=0.02,
+)
+# For drafters that copy too.
+CPU_COPYING = dataclasses.replace(
+  CPU,
+  arms=('7_1_8+7_1_8c+3_1_4c', '3_1_4c', '0_1_1'),
+  thresholds=(1, 2, 13),
 )
 
 
@@ -109,13 +115,16 @@ def parse_shapes(entry: str) -> tuple[tree_lib.DraftShape, ...]:
   """
   shapes = []
   for text in entry.split('+'):
-    parts = text.split('_')
+    parts = text.removesuffix('c').split('_')
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
       raise ValueError(
         f'strategy.arms entry {entry!r} must be depth_topk_nodes, such as '
-        '8_4_48 or 8_4_48+4_1_5; 0_1_1 is speculation off.'
+        '8_4_48 or 8_4_48+4_1_5; 0_1_1 is speculation off, and 4_1_5c copies.'
       )
-    shape = tree_lib.DraftShape(*map(int, parts))
+    depth, top_k, num_nodes = map(int, parts)
+    shape = tree_lib.DraftShape(
+      depth, top_k, num_nodes, copied=text.endswith('c')
+    )
     shape.validate()
     shapes.append(shape)
   return tuple(dict.fromkeys(shapes))
@@ -153,7 +162,7 @@ class Strategy:
     # Off comes first: the first tries of other arms are held against it.
     always = () if config.name == 'fixed' else (tree_lib.DraftShape(),)
     self._shapes = tuple(
-      {_name(shape): shape for shape in (*always, *parse_shapes(entry))}
+      {shape.name: shape for shape in (*always, *parse_shapes(entry))}
       for entry in config.arms
     )
     self._buckets = tuple(
@@ -189,7 +198,7 @@ class Strategy:
     name = arms.unseen()
     if name is None:
       estimates = arms.estimates()
-      off, margin = _name(tree_lib.DraftShape()), self._config.margin
+      off, margin = tree_lib.DraftShape().name, self._config.margin
       best = max(
         estimates,
         key=lambda name: estimates[name] * (1 + margin * (name == off)),
@@ -233,9 +242,9 @@ class Strategy:
     if compiled or not batch_size:
       return
     bucket = self._bucket(batch_size)
-    if _name(shape) not in self._shapes[bucket]:
+    if shape.name not in self._shapes[bucket]:
       raise ValueError(
-        f'Shape {_name(shape)} is no arm for {batch_size=}; choose among '
+        f'Shape {shape.name} is no arm for {batch_size=}; choose among '
         f'{", ".join(self._shapes[bucket])}.'
       )
     if num_passes is None:
@@ -250,7 +259,7 @@ class Strategy:
         f'{accepted_tokens=} must be 0 or more; count new tokens of live rows.'
       )
     self._buckets[bucket].learn(
-      _name(shape), accepted_tokens / num_passes, num_rounds / secs, secs
+      shape.name, accepted_tokens / num_passes, num_rounds / secs, secs
     )
 
   def to_dict(self) -> dict[str, Any]:
@@ -299,7 +308,3 @@ class Strategy:
     if batch_size < 1:
       raise ValueError(f'{batch_size=} must be at least 1, the live rows.')
     return bisect.bisect_right(self._config.thresholds, batch_size) - 1
-
-
-def _name(shape: tree_lib.DraftShape) -> str:
-  return f'{shape.depth}_{shape.top_k}_{shape.num_nodes}'

@@ -20,11 +20,14 @@ class DraftShape:
     depth: Longest path below the root; 0 switches speculation off.
     top_k: Children proposed for a node; 1 makes a chain of depth + 1 nodes.
     num_nodes: Tokens the target verifies in one pass, the root included.
+    copied: Whether text that is there already is all that is drafted from, and
+      a draft model rests.
   """
 
   depth: int = 0
   top_k: int = 1
   num_nodes: int = 1
+  copied: bool = False
 
   def validate(self) -> None:
     for name in ('depth', 'top_k', 'num_nodes'):
@@ -50,6 +53,17 @@ class DraftShape:
   @property
   def is_off(self) -> bool:
     return self.depth == 0
+
+  @property
+  def needs_model(self) -> bool:
+    """Whether a draft model's memory must be up to date."""
+    return not (self.is_off or self.copied)
+
+  @property
+  def name(self) -> str:
+    """depth_topk_nodes, with 'c' behind it where copied."""
+    sizes = f'{self.depth}_{self.top_k}_{self.num_nodes}'
+    return sizes + ('c' if self.copied else '')
 
 
 @jax.tree_util.register_dataclass

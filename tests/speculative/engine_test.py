@@ -229,6 +229,19 @@ def test_speculation_goes_on_and_off_without_a_trace() -> None:
   _assert_same(found, _plain('sampled'))
 
 
+def test_a_draft_model_rests_while_text_is_copied() -> None:
+  arms = strategy.StrategyConfig(arms=('3_1_4c+3_2_6',), thresholds=(1,))
+  found = _generate('union', _InTurn(arms), 'sampled', rounds_at_once=2)
+  _assert_same(found, _plain('sampled'))
+
+
+def test_a_drafter_that_cannot_copy_refuses_to() -> None:
+  plan, _ = _drafter_of('learned')
+  arms = strategy.StrategyConfig(arms=('3_1_4c',), thresholds=(1,))
+  with pytest.raises(ValueError, match='which this drafter cannot'):
+    engine.Engine(_CONFIG, drafter=plan, chooser=strategy.Strategy(arms))
+
+
 def test_the_target_as_its_own_drafter_is_always_right() -> None:
   """A drafter that knows the plain completion is accepted whole."""
   plain = _plain('greedy')
