@@ -102,7 +102,7 @@ CPU = StrategyConfig(
 # For drafters that copy too.
 CPU_COPYING = dataclasses.replace(
   CPU,
-  arms=('7_1_8+7_1_8c+3_1_4c', '3_1_4c', '0_1_1'),
+  arms=('7_1_8', '3_1_4c', '0_1_1'),
   thresholds=(1, 2, 13),
 )
 
