@@ -119,9 +119,8 @@ def measure(
   }
   if 'pallas_gpu' in secs:
     others = [secs[name] for name in ('xla', 'cudnn') if name in secs]
-    exact = reference.attend(
-      *(x.astype(jnp.float32)[:1] for x in (q, k, v)), lengths[:1], words[:1]
-    )
+    first_q, first_k, first_v = (x.astype(jnp.float32)[:1] for x in (q, k, v))
+    exact = reference.attend(first_q, first_k, first_v, lengths[:1], words[:1])
     ours = api.attend(q, k, v, lengths, words, implementation='pallas_gpu')
     row |= {
       'fraction_of_copy': num_bytes

@@ -10,6 +10,8 @@ is nearly always right and never fast. --prompts is a text file with a prompt a
 line, or a .jsonl file with a `prompt` in each record. The same prompts are then
 decoded plainly, with the same coins: the answers must be the same, only the
 speed differs.
+
+Over 300 lines: one tool, from its flags to its table.
 """
 
 import dataclasses

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from efficient_llm import sharding
-from efficient_llm.kernels import selection
-from efficient_llm.models import kv_cache
+from efficient_llm.models import cached_attention, kv_cache
 
 Implementation = Literal[
   'auto', 'xla', 'cudnn', 'splash', 'pallas_tpu', 'pallas_gpu'
@@ -122,7 +121,14 @@ def attend(
       for a few tokens behind a cache.
   """
   if mask.cache_lengths_B is not None:
-    attended = _tree_attend(q_BTNH, k_BSKH, v_BSKH, mask, implementation)
+    attended = cached_attention.tree_attend(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      mask.cache_lengths_B,
+      mask.tail_BTT,
+      implementation=implementation,
+    )
     if attended is not None:
       return attended
   implementation = choose(implementation, jax.default_backend())
@@ -143,60 +149,8 @@ def attend(
   return _xla(q_BTNH, k_BSKH, v_BSKH, mask)
 
 
-def _tree_attend(
-  q_BTNH: jax.Array,
-  k_BSKH: jax.Array,
-  v_BSKH: jax.Array,
-  mask: Mask,
-  implementation: Implementation,
-) -> jax.Array | None:
-  """The kernel for a few tokens behind a cache; None where XLA serves."""
-  device = jax.devices()[0]
-  here = selection.kernel_for(device.platform, device.device_kind)
-  asked = implementation in ('pallas_tpu', 'pallas_gpu')
-  if not asked and (implementation != 'auto' or here == 'xla'):
-    return None
-  from efficient_llm.kernels.tree_attention import api
-
-  num_tokens = q_BTNH.shape[1]
-  keys_BKSH, values_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-  if num_tokens > api.MAX_TREE_TOKENS:
-    return None
-  kernel = cast(selection.Implementation, implementation if asked else here)
-  if not asked:
-    kernel = api.choose(
-      q_BTNH,
-      keys_BKSH,
-      platform=device.platform,
-      device_kind=device.device_kind,
-    ).implementation
-  if kernel == 'xla':
-    return None
-  tail_BTT = mask.tail_BTT
-  if tail_BTT is None:
-    tail_BTT = jnp.broadcast_to(
-      jnp.tri(num_tokens, dtype=bool), (len(q_BTNH), num_tokens, num_tokens)
-    )
-  mesh, spec = jax.sharding.get_abstract_mesh(), None
-  if not mesh.empty and mesh.size > 1:
-    spec = sharding.divisible_spec(
-      keys_BKSH.shape, ('batch', 'kv_heads', None, None), mesh
-    )
-  return api.attend(
-    q_BTNH,
-    keys_BKSH,
-    values_BKSH,
-    cast(jax.Array, mask.cache_lengths_B),
-    api.pack(tail_BTT),
-    implementation=kernel,
-    spec=spec,
-  )
-
-
 # From here on the halves save more than a second set of products costs.
 _MIN_QUERIES_TO_HALVE = 128
-# Finite, so that a query that sees nothing gives no NaN.
-_FORBIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 def _xla(
@@ -213,7 +167,7 @@ def _xla(
   dense = mask.dense()
   causal = mask.causal and mask.allowed_BTS is None
   if mask.allowed_BTS is not None:
-    return _xla_cached(q_BTNH, k_BSKH, v_BSKH, mask.allowed_BTS)
+    return cached_attention.xla_attend(q_BTNH, k_BSKH, v_BSKH, mask.allowed_BTS)
   with jax.softmax_custom_jvp(True):
     if not causal or num_queries < _MIN_QUERIES_TO_HALVE:
       return jax.nn.dot_product_attention(
@@ -230,47 +184,6 @@ def _xla(
       )
       parts.append(part)
     return jnp.concatenate(parts, axis=1)
-
-
-def _xla_cached(
-  q_BTNH: jax.Array,
-  k_BSKH: jax.Array,
-  v_BSKH: jax.Array,
-  allowed_BTS: jax.Array,
-) -> jax.Array:
-  """Attention to a cache, without moving it.
-
-  JAX's own has the keys on the right, for which XLA transposes all of them in
-  every layer of every step: on a CPU that is half of the time.
-  """
-  batch_size, num_queries, num_heads, head_dim = q_BTNH.shape
-  num_kv_heads = k_BSKH.shape[2]
-  group = num_heads // num_kv_heads
-  # R: the queries of all heads that share a key head.
-  q_BKRH = (
-    (q_BTNH * head_dim**-0.5)
-    .reshape(batch_size, num_queries, num_kv_heads, group, head_dim)
-    .transpose(0, 2, 1, 3, 4)
-    .reshape(batch_size, num_kv_heads, num_queries * group, head_dim)
-  )
-  k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-  rows = ((0, 1), (0, 1))
-  scores_BKSR = jax.lax.dot_general(
-    k_BKSH,
-    q_BKRH,
-    (((3,), (3,)), rows),
-    preferred_element_type=jnp.float32,
-  )
-  allowed_BRS = jnp.repeat(allowed_BTS, group, axis=1)
-  scores_BKSR = jnp.where(
-    allowed_BRS.swapaxes(1, 2)[:, None], scores_BKSR, _FORBIDDEN
-  )
-  probs_BKSR = jax.nn.softmax(scores_BKSR, axis=2).astype(v_BSKH.dtype)
-  y_BKRH = jax.lax.dot_general(probs_BKSR, v_BKSH, (((2,), (2,)), rows))
-  y_BKTGH = y_BKRH.reshape(
-    batch_size, num_kv_heads, num_queries, group, head_dim
-  )
-  return y_BKTGH.transpose(0, 2, 1, 3, 4).reshape(q_BTNH.shape)
 
 
 def _fits_splash(mask: Mask, num_queries: int) -> bool:

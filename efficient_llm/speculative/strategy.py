@@ -5,6 +5,8 @@ All run on the host between stretches of rounds:
     shape = strategy.choose(num_live)
     ...
     strategy.update(shape, num_live, num_tokens, secs, num_rounds=16)
+
+Over 300 lines: the settings with their rules, and the bandits that read them.
 """
 
 import bisect

@@ -29,7 +29,7 @@ from efficient_llm.models import config
     (
       {'attention_implementation': 'flash'},
       "model.attention_implementation='flash' must be one of auto, xla, "
-      'cudnn, splash.',
+      'cudnn, splash, pallas_tpu, pallas_gpu.',
     ),
     (
       {'embed_dim': 100, 'num_heads': 3},
