@@ -163,11 +163,11 @@ def _xla(
   the queries sees but half of the keys. On two Xeon cores a train step of 5 M
   parameters takes an eighth less processor time so (8 x 256, jax 0.10.2).
   """
+  if mask.cache_lengths_B is not None and mask.allowed_BTS is not None:
+    return cached_attention.xla_attend(q_BTNH, k_BSKH, v_BSKH, mask.allowed_BTS)
   num_queries = q_BTNH.shape[1]
   dense = mask.dense()
   causal = mask.causal and mask.allowed_BTS is None
-  if mask.allowed_BTS is not None:
-    return cached_attention.xla_attend(q_BTNH, k_BSKH, v_BSKH, mask.allowed_BTS)
   with jax.softmax_custom_jvp(True):
     if not causal or num_queries < _MIN_QUERIES_TO_HALVE:
       return jax.nn.dot_product_attention(

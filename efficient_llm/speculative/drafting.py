@@ -200,11 +200,7 @@ def _begin(
     memory.cache,
     num_new_B=lengths_B - 1,
   )
-  return Memory(
-    cache,
-    hidden_BSD,
-    _at(features, lengths_B - 2),
-  )
+  return Memory(cache, hidden_BSD, _at(features, lengths_B - 2))
 
 
 def _observe(
@@ -276,7 +272,6 @@ def _draft_learned(
   state: state_lib.State,
   shape: tree_lib.DraftShape,
 ) -> tree_lib.Tree:
-  root_B = _at(state.tokens_BS, state.lengths_B - 1)
   widen = expansion.chain if shape.top_k == 1 else expansion.tree
   memory = state.memory
   return widen(
@@ -285,7 +280,7 @@ def _draft_learned(
     params,
     memory.cache,
     memory.feature_BD,
-    root_B,
+    state.newest_B,
     shape,
   )
 

@@ -130,16 +130,17 @@ def forward(
   depths: Array | None = None,
   **more: Any,
 ) -> tuple[Array, kv_cache.KVCache]:
-  """The drafter on pairs behind those of its cache."""
-  if depths is None:
-    depths = jnp.arange(next_tokens_BT.shape[1])
+  """The drafter on pairs behind those of its cache, in a row by default."""
+  positions_BT = None
+  if depths is not None:
+    positions_BT = cache.lengths_B[:, None] + depths
   hidden, cache_after = drafter_lib.forward(
     config,
     draft_params,
     params,
     next_tokens_BT,
     hidden_BTD,
-    positions_BT=cache.lengths_B[:, None] + depths,
+    positions_BT=positions_BT,
     cache=cache,
     **more,
   )

@@ -30,8 +30,8 @@ def prefill(
   Args:
     plan: What is decoded and how.
     is_off: Whether rounds without a draft model come next.
-    params: The target's; layers unstacked.
-    draft_params: The drafter's.
+    params: The target's, from `decoding.prepare`.
+    draft_params: The drafter's, prepared as it wants them.
     prompts_BP: Padded on the right.
     prompt_lengths_B: Real tokens, at least one.
     keys_B: From `sampling.row_keys`.
@@ -105,8 +105,8 @@ def run(
   Args:
     plan: What is decoded and how.
     shape: Of the trees; off is plain decoding.
-    params: The target's; layers unstacked.
-    draft_params: The drafter's.
+    params: The target's, from `decoding.prepare`.
+    draft_params: The drafter's, prepared as it wants them.
     state: The batch.
     num_rounds: Most rounds.
     min_live: Ends as soon as no more rows than this are live.
@@ -163,12 +163,9 @@ def _round(
   draft_params: Params | None,
   state: state_lib.State,
 ) -> state_lib.State:
-  root_B = jnp.take_along_axis(
-    state.tokens_BS, state.lengths_B[:, None] - 1, 1
-  )[:, 0]
   if shape.is_off or plan.drafter is None:
-    no_drafts_B0 = jnp.zeros((root_B.shape[0], 0), jnp.int32)
-    tree, tail_mask_BWW = tree_lib.chain(root_B, no_drafts_B0), None
+    no_drafts_B0 = jnp.zeros((state.lengths_B.shape[0], 0), jnp.int32)
+    tree, tail_mask_BWW = tree_lib.chain(state.newest_B, no_drafts_B0), None
   else:
     tree = plan.drafter.draft(draft_params, params, state, shape)
     # A chain's nodes see what a causal tail sees.

@@ -75,7 +75,8 @@ def _draft(
   del params
   if shape.top_k != 1:
     raise ValueError(
-      f'draft.top_k={shape.top_k} must be 1 where the model drafts for itself.'
+      f'draft.top_k={shape.top_k} must be 1 where the model drafts for itself; '
+      'choose chains, such as 4_1_5.'
     )
 
   def step(carry: Any, _: None) -> tuple[Any, Array]:
@@ -87,11 +88,9 @@ def _draft(
     token_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
     return (output.cache, token_B), token_B
 
-  last_B1 = state.lengths_B[:, None] - 1
-  root_B = jnp.take_along_axis(state.tokens_BS, last_B1, 1)[:, 0]
-  start = (state.memory, root_B)
+  start = (state.memory, state.newest_B)
   _, drafts = jax.lax.scan(step, start, None, length=shape.depth)
-  return tree_lib.chain(root_B, drafts.T)
+  return tree_lib.chain(state.newest_B, drafts.T)
 
 
 def _begin(
@@ -132,12 +131,10 @@ def _observe(
   del params, hidden_BED
   if is_off:
     return before.memory
-  last_B1 = before.lengths_B[:, None] - 1
-  root_B1 = jnp.take_along_axis(before.tokens_BS, last_B1, 1)
   return transformer.apply(
     config,
     draft_params,
-    jnp.concatenate([root_B1, accepted.tokens_BE[:, :-1]], 1),
+    jnp.concatenate([before.newest_B[:, None], accepted.tokens_BE[:, :-1]], 1),
     cache=before.memory,
     num_new_B=accepted.num_tokens_B,
     with_logits=False,

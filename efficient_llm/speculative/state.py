@@ -48,6 +48,12 @@ class State:
   groups_B: Array | None
   memory: Any
 
+  @property
+  def newest_B(self) -> Array:
+    """The newest token of each row, which becomes the root of its tree."""
+    last_B1 = self.lengths_B[:, None] - 1
+    return jnp.take_along_axis(self.tokens_BS, last_B1, 1)[:, 0]
+
   def take(self, rows: Array) -> 'State':
     """Keeps, repeats or reorders rows."""
     return jax.tree.map(lambda x: x[rows], self)

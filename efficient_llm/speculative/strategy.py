@@ -5,8 +5,6 @@ All run on the host between stretches of rounds:
     shape = strategy.choose(num_live)
     ...
     strategy.update(shape, num_live, num_tokens, secs, num_rounds=16)
-
-Over 300 lines: the settings with their rules, and the bandits that read them.
 """
 
 import bisect
@@ -110,26 +108,16 @@ CPU_COPYING = dataclasses.replace(
 
 
 def parse_shapes(entry: str) -> tuple[tree_lib.DraftShape, ...]:
-  """Reads shapes such as '8_4_48+4_1_5'.
+  """Reads shapes such as '8_4_48+4_1_5', each once.
 
   Raises:
     ValueError: If the text is no such list.
   """
-  shapes = []
-  for text in entry.split('+'):
-    parts = text.removesuffix('c').split('_')
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-      raise ValueError(
-        f'strategy.arms entry {entry!r} must be depth_topk_nodes, such as '
-        '8_4_48 or 8_4_48+4_1_5; 0_1_1 is speculation off, and 4_1_5c copies.'
-      )
-    depth, top_k, num_nodes = map(int, parts)
-    shape = tree_lib.DraftShape(
-      depth, top_k, num_nodes, copied=text.endswith('c')
-    )
-    shape.validate()
-    shapes.append(shape)
-  return tuple(dict.fromkeys(shapes))
+  try:
+    shapes = map(tree_lib.DraftShape.parse, entry.split('+'))
+    return tuple(dict.fromkeys(shapes))
+  except ValueError as error:
+    raise ValueError(f'strategy.arms entry {entry!r}: {error}') from error
 
 
 class Strategy:

@@ -59,6 +59,23 @@ class DraftShape:
     """Whether a draft model's memory must be up to date."""
     return not (self.is_off or self.copied)
 
+  @classmethod
+  def parse(cls, name: str) -> 'DraftShape':
+    """The shape of a name.
+
+    Raises:
+      ValueError: If the text is no such name, or the shape breaks a rule.
+    """
+    parts = name.removesuffix('c').split('_')
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+      raise ValueError(
+        f'{name!r} must be depth_topk_nodes, such as 8_4_48 or 4_1_5; 0_1_1 is '
+        'speculation off, and 4_1_5c copies.'
+      )
+    shape = cls(*map(int, parts), copied=name.endswith('c'))
+    shape.validate()
+    return shape
+
   @property
   def name(self) -> str:
     """depth_topk_nodes, with 'c' behind it where copied."""
