@@ -32,13 +32,20 @@ from benchmarks import harness, trained_pair
 from efficient_llm.models import presets, transformer
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.speculative import drafter as drafter_lib
-from efficient_llm.speculative import drafting, engine, rounds, strategy
+from efficient_llm.speculative import (
+  drafting,
+  engine,
+  model_draft,
+  rounds,
+  strategy,
+)
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 
 _SHAPES = {
   'chain 1': tree_lib.DraftShape(1, 1, 2),
   'chain 4': tree_lib.DraftShape(4, 1, 5),
+  'sampled chain 4': tree_lib.DraftShape(4, 1, 5, sampled=True),
   'tree 2x2 of 4': tree_lib.DraftShape(2, 2, 4),
   'tree 3x3 of 12': tree_lib.DraftShape(3, 3, 12),
 }
@@ -65,8 +72,8 @@ def nothing(*arguments: Any, **more: Any) -> None:
 def useless(kind: str, vocab_size: int) -> state_lib.Drafter:
   """Drafts without sense: 'constant', 'random' or 'not_a_number'."""
 
-  def draft(draft_params, params, state, shape):
-    del draft_params, params
+  def draft(draft_params, params, state, shape, sampling):
+    del draft_params, params, sampling
     batch_size = state.tokens_BS.shape[0]
     count = shape.num_nodes - 1
     key = jax.random.fold_in(jax.random.key(11), state.lengths_B.sum())
@@ -98,10 +105,10 @@ def drafters(
   broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), draft_params)
   both = {'learned': draft_params, 'model_free': None}
   return {
-    'learned': (drafting.learned(config), draft_params),
+    'learned': (model_draft.drafter(config), draft_params),
     'model-free': (drafting.model_free(), None),
     'union': (drafting.union(config), both),
-    'learned, not a number': (drafting.learned(config), broken),
+    'learned, not a number': (model_draft.drafter(config), broken),
     **{
       kind: (useless(kind, config.vocab_size), None)
       for kind in ('constant', 'random', 'not_a_number')
@@ -170,6 +177,9 @@ def enumerate_laws(*, num_new: int, quick: bool) -> dict[str, float]:
   for name, (shape_name, shape), (law, settings) in itertools.product(
     names, _SHAPES.items(), _SAMPLINGS.items()
   ):
+    if shape.sampled:
+      # Its coins are not those of one draw; `p_values` has it.
+      continue
     few = quick or name not in ('learned', 'random')
     if few and shape_name not in ('chain 4', 'tree 3x3 of 12'):
       continue
@@ -233,11 +243,14 @@ def greedy_mismatches(
   for name, (plan_drafter, its_params) in drafters(
     pair.config, pair.draft_params
   ).items():
-    for shape_name in ('chain 4', 'tree 3x3 of 12'):
+    for shape_name in ('chain 4', 'sampled chain 4', 'tree 3x3 of 12'):
       shape = _SHAPES[shape_name]
-      arm = f'{shape.depth}_{shape.top_k}_{shape.num_nodes}'
+      if shape.sampled and not plan_drafter.samples:
+        continue
       chooser = strategy.Strategy(
-        strategy.StrategyConfig(name='fixed', arms=(arm,), thresholds=(1,))
+        strategy.StrategyConfig(
+          name='fixed', arms=(shape.name,), thresholds=(1,)
+        )
       )
       machine = engine.Engine(
         pair.config, drafter=plan_drafter, chooser=chooser, max_batch=32
@@ -269,6 +282,8 @@ def p_values(pair: trained_pair.Pair, *, num_samples: int) -> dict[str, float]:
     ('learned', 'tree 2x2 of 4'),
     ('model-free', 'tree 2x2 of 4'),
     ('random', 'tree 2x2 of 4'),
+    ('learned', 'sampled chain 4'),
+    ('union', 'sampled chain 4'),
   )
   for arm, (name, shape_name) in enumerate(arms):
     # Coins of its own: with the same ones all arms say the same.

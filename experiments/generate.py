@@ -31,6 +31,7 @@ from efficient_llm.speculative import (
   drafting,
   engine,
   job,
+  model_draft,
   self_draft,
   strategy,
   target_run,
@@ -209,7 +210,7 @@ def _drafting(name: str, target: target_run.TargetRun, params: Any) -> Drafting:
       f'{saved.meta["target"]["workdir"]}; train one for this target.'
     )
   if not with_ngram:
-    return Drafting(drafting.learned(target.model), saved.params)
+    return Drafting(model_draft.drafter(target.model), saved.params)
   both = {'learned': saved.params, 'model_free': None}
   return Drafting(drafting.union(target.model), both)
 

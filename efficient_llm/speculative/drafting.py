@@ -1,4 +1,4 @@
-"""The drafters of the engine: learned, model-free, and both in one tree."""
+"""Drafts that are copied from text, alone or beside a draft model's."""
 
 import dataclasses
 import functools
@@ -7,56 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from efficient_llm.models import kv_cache, transformer
+from efficient_llm.models import transformer
 from efficient_llm.speculative import drafter as drafter_lib
-from efficient_llm.speculative import expansion, ngram, verify
+from efficient_llm.speculative import model_draft, ngram, rejection
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
-from efficient_llm.typing import Array, Params
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Memory:
-  """What the learned drafter keeps of a row.
-
-  Attributes:
-    cache: Its keys and values of the pairs (hidden state t, token t + 1).
-    hidden_BSD: The target's hidden states, from which the cache can be made
-      again by matrix products.
-    feature_BD: Its prediction at the last pair: the root's children come from
-      it.
-  """
-
-  cache: kv_cache.KVCache
-  hidden_BSD: Array
-  feature_BD: Array
-
-
-@functools.lru_cache(maxsize=8)
-def learned(config: transformer.TransformerConfig) -> state_lib.Drafter:
-  """The one-layer draft model; draft_params are those of `drafter.init`.
-
-  Args:
-    config: The target.
-  """
-
-  def create(batch_size: int, capacity: int) -> Memory:
-    dtype = jnp.dtype(config.dtype)
-    return Memory(
-      drafter_lib.empty_cache(config, batch_size, capacity),
-      jnp.zeros((batch_size, capacity, config.embed_dim), dtype),
-      jnp.zeros((batch_size, config.embed_dim), dtype),
-    )
-
-  return state_lib.Drafter(
-    create=create,
-    draft=functools.partial(_draft_learned, config),
-    observe=functools.partial(_observe, config),
-    begin=functools.partial(_begin, config),
-    resume=functools.partial(_resume, config),
-    prepare=functools.partial(drafter_lib.prepare, config),
-  )
+from efficient_llm.typing import Params
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,16 +26,26 @@ def model_free(max_match: int = 16) -> state_lib.Drafter:
   """
 
   def draft(
-    draft_params: Any, params: Params, state: state_lib.State, shape: Any
+    draft_params: Any,
+    params: Params,
+    state: state_lib.State,
+    shape: tree_lib.DraftShape,
+    sampling: Any,
   ) -> tree_lib.Tree:
-    del params
+    del params, sampling
     return _copy(draft_params, state, shape, max_match).tree
 
   def nothing(*arguments: Any, **more: Any) -> None:
     del arguments, more
 
   return state_lib.Drafter(
-    nothing, draft, nothing, nothing, nothing, copies=True
+    nothing,
+    draft,
+    nothing,
+    nothing,
+    nothing,
+    copies=True,
+    with_texts=lambda _, texts: texts,
   )
 
 
@@ -117,41 +83,48 @@ def union(
     max_match: Longest text compared.
     trusted_match: From so many matching tokens on a chain is copied.
   """
-  one, other = learned(config), model_free(max_match)
+  one, other = model_draft.drafter(config), model_free(max_match)
 
-  def draft_chain(
-    draft_params: Any, params: Params, state: state_lib.State, shape: Any
-  ) -> tree_lib.Tree:
-    copied = _copy(draft_params['model_free'], state, shape, max_match)
+  def draft_chain(copied: ngram.Draft, *arguments: Any) -> tree_lib.Tree:
+    *_, state, shape, _ = arguments
+    copied_tree = copied.tree
+    if shape.sampled:
+      law = rejection.certain(copied_tree.tokens_BW[:, 1:], config.vocab_size)
+      copied_tree = dataclasses.replace(copied_tree, log_probs_BKV=law)
     is_copied_B = copied.match_lengths_B >= trusted_match
     learned_tree = jax.lax.cond(
       (is_copied_B | state.ended_B).all(),
-      lambda: copied.tree,
-      lambda: one.draft(draft_params['learned'], params, state, shape),
+      lambda: copied_tree,
+      lambda: one.draft(*arguments),
     )
     return jax.tree.map(
       lambda x, y: jnp.where(
         is_copied_B.reshape(-1, *[1] * (x.ndim - 1)), x, y
       ),
-      copied.tree,
+      copied_tree,
       learned_tree,
     )
 
   def draft(
-    draft_params: Any, params: Params, state: state_lib.State, shape: Any
+    draft_params: Any,
+    params: Params,
+    state: state_lib.State,
+    shape: tree_lib.DraftShape,
+    sampling: Any,
   ) -> tree_lib.Tree:
-    if shape.copied:
+    if shape.copied or shape.top_k == 1:
       copied = _copy(draft_params['model_free'], state, shape, max_match)
-      return copied.tree
-    if shape.top_k == 1:
-      return draft_chain(draft_params, params, state, shape)
+      if shape.copied:
+        return copied.tree
+      learned_params = draft_params['learned']
+      return draft_chain(copied, learned_params, params, state, shape, sampling)
     depth = shape.depth
     room = max(depth + 1, shape.num_nodes - depth)
     smaller = dataclasses.replace(shape, num_nodes=room)
     path = tree_lib.DraftShape(depth, 1, depth + 1)
     return tree_lib.merge(
-      one.draft(draft_params['learned'], params, state, smaller),
-      other.draft(draft_params['model_free'], params, state, path),
+      one.draft(draft_params['learned'], params, state, smaller, sampling),
+      other.draft(draft_params['model_free'], params, state, path, sampling),
       num_nodes=shape.num_nodes,
     )
 
@@ -171,122 +144,10 @@ def union(
     with_learned(one.begin),
     with_learned(one.resume),
     copies=True,
+    samples=True,
     prepare=prepare,
+    with_texts=lambda draft_params, texts: {
+      **draft_params,
+      'model_free': texts,
+    },
   )
-
-
-def _begin(
-  config: transformer.TransformerConfig,
-  draft_params: Params,
-  params: Params,
-  memory: Memory,
-  tokens_BS: Array,
-  lengths_B: Array,
-  hidden_BPD: Array,
-  *,
-  is_off: bool,
-) -> Memory:
-  """Reads the prompt's pairs; the last one is the newest token's."""
-  num_prompt = hidden_BPD.shape[1]
-  hidden_BSD = memory.hidden_BSD.at[:, :num_prompt].set(hidden_BPD)
-  if is_off:
-    return dataclasses.replace(memory, hidden_BSD=hidden_BSD)
-  features, cache = expansion.forward(
-    config,
-    draft_params,
-    params,
-    tokens_BS[:, 1 : num_prompt + 1],
-    hidden_BPD,
-    memory.cache,
-    num_new_B=lengths_B - 1,
-  )
-  return Memory(cache, hidden_BSD, _at(features, lengths_B - 2))
-
-
-def _observe(
-  config: transformer.TransformerConfig,
-  draft_params: Params,
-  params: Params,
-  before: state_lib.State,
-  accepted: verify.Accepted,
-  hidden_BED: Array,
-  *,
-  is_off: bool,
-) -> Memory:
-  """Reads the pairs of the accepted tokens, with the target's own states."""
-  memory = before.memory
-  num_B = accepted.num_tokens_B
-  hidden_BSD = state_lib.write(
-    memory.hidden_BSD, hidden_BED, before.cache.lengths_B, num_B
-  )
-  if is_off:
-    return dataclasses.replace(memory, hidden_BSD=hidden_BSD)
-  features, cache = expansion.forward(
-    config,
-    draft_params,
-    params,
-    accepted.tokens_BE,
-    hidden_BED,
-    memory.cache,
-    num_new_B=num_B,
-  )
-  feature_BD = jnp.where(
-    num_B[:, None] > 0, _at(features, num_B - 1), memory.feature_BD
-  )
-  return Memory(cache, hidden_BSD, feature_BD)
-
-
-def _resume(
-  config: transformer.TransformerConfig,
-  draft_params: Params,
-  params: Params,
-  state: state_lib.State,
-) -> Memory:
-  """All pairs but the last by matrix products, the last by a step."""
-  memory, num_pairs_B = state.memory, state.cache.lengths_B
-  next_tokens_BS = jnp.roll(state.tokens_BS, -1, axis=1)
-  cache = drafter_lib.rebuild_cache(
-    config,
-    draft_params,
-    params,
-    next_tokens_BS,
-    memory.hidden_BSD,
-    num_pairs_B - 1,
-  )
-  features, cache = expansion.forward(
-    config,
-    draft_params,
-    params,
-    jnp.take_along_axis(next_tokens_BS, num_pairs_B[:, None] - 1, 1),
-    _at(memory.hidden_BSD, num_pairs_B - 1)[:, None],
-    cache,
-    num_new_B=jnp.ones_like(num_pairs_B),
-  )
-  return Memory(cache, memory.hidden_BSD, features[:, 0])
-
-
-def _draft_learned(
-  config: transformer.TransformerConfig,
-  draft_params: Params,
-  params: Params,
-  state: state_lib.State,
-  shape: tree_lib.DraftShape,
-) -> tree_lib.Tree:
-  widen = expansion.chain if shape.top_k == 1 else expansion.tree
-  memory = state.memory
-  return widen(
-    config,
-    draft_params,
-    params,
-    memory.cache,
-    memory.feature_BD,
-    state.newest_B,
-    shape,
-  )
-
-
-def _at(x_BT: Array, index_B: Array) -> Array:
-  """One entry of each row; an index below 0 is taken as 0."""
-  index_B = jnp.maximum(index_B, 0)
-  shape = (-1, 1) + (1,) * (x_BT.ndim - 2)
-  return jnp.take_along_axis(x_BT, index_B.reshape(shape), axis=1)[:, 0]

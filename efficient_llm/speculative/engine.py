@@ -16,7 +16,7 @@ import numpy as np
 
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.models import transformer
-from efficient_llm.speculative import job, programs, strategy
+from efficient_llm.speculative import job, programs, row_queue, strategy
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.typing import Array, Params
 
@@ -57,13 +57,8 @@ class Engine:
       )
     if drafter is not None and chooser is None:
       raise ValueError('A drafter needs a chooser of draft shapes; give one.')
-    if drafter is not None and chooser is not None and not drafter.copies:
-      copied = [shape.name for shape in chooser.arms() if shape.copied]
-      if copied:
-        raise ValueError(
-          f'strategy.arms {copied} copy, which this drafter cannot; leave out '
-          "the 'c', or take model_free or union."
-        )
+    if drafter is not None and chooser is not None:
+      _check_arms(drafter, chooser)
     self._config = config
     self._drafter = drafter
     self._chooser = chooser
@@ -82,6 +77,8 @@ class Engine:
     draft_params: Any = None,
     groups_N: Array | np.ndarray | None = None,
     refresh: job.Refresh | None = None,
+    finished: job.Finished | None = None,
+    queue: row_queue.RowQueue | None = None,
   ) -> job.Generation:
     """Completes prompts; row n draws with the coins of row n.
 
@@ -95,6 +92,9 @@ class Engine:
       groups_N: Prompts of one group may draft from each other's answers; every
         row is a group of its own by default.
       refresh: Asked between stretches for a drafter trained meanwhile.
+      finished: Told of every completion between stretches.
+      queue: Which rows to complete, shared with other engines that are given
+        the same prompts; all by default.
 
     Raises:
       ValueError: If the prompts are empty or do not fit the model.
@@ -118,6 +118,8 @@ class Engine:
       keys_N=sampling_lib.row_keys(key, num_rows),
       groups_N=groups_N,
       refresh=refresh,
+      finished=finished,
+      waiting=row_queue.RowQueue(range(num_rows)) if queue is None else queue,
     )
     return task.run()
 
@@ -153,3 +155,17 @@ class Engine:
     return state_lib.Plan(
       self._config, sampling, self._drafter, -(-capacity // 64) * 64
     )
+
+
+def _check_arms(drafter: state_lib.Drafter, chooser: strategy.Strategy) -> None:
+  for shape in chooser.arms():
+    if shape.copied and not drafter.copies:
+      raise ValueError(
+        f'strategy.arms {shape.name} copies, which this drafter cannot; leave '
+        "out the 'c', or take model_free or union."
+      )
+    if shape.sampled and not drafter.samples:
+      raise ValueError(
+        f'strategy.arms {shape.name} is drawn at random, which this drafter '
+        "cannot; leave out the 's', or take one with a draft model."
+      )

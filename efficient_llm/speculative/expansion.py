@@ -1,5 +1,6 @@
 """How the learned drafter widens the root: into a chain, or into a tree."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from efficient_llm.models import kv_cache, transformer
 from efficient_llm.speculative import drafter as drafter_lib
+from efficient_llm.speculative import rejection
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array, Params
 
@@ -19,29 +21,29 @@ def chain(
   feature_BD: Array,
   root_B: Array,
   shape: tree_lib.DraftShape,
+  pick: rejection.Pick = rejection.likeliest,
 ) -> tree_lib.Tree:
-  """The likeliest token again and again, one drafter step each."""
+  """One token again and again, the likeliest if not picked otherwise."""
 
-  def step(carry: Any, _: None) -> tuple[Any, Array]:
+  def step(carry: Any, level: Array) -> tuple[Any, Any]:
     cache, token_B, feature_BD = carry
     features, cache = forward(
       config, draft_params, params, token_B[:, None], feature_BD[:, None], cache
     )
-    token_B = _likeliest(config, params, features[:, 0])
-    return (cache, token_B, features[:, 0]), token_B
+    logits_BV = transformer.unembed(config, params, features[:, 0])
+    token_B, law_BV = pick(logits_BV, level)
+    return (cache, token_B, features[:, 0]), (token_B, law_BV)
 
-  first_B = _likeliest(config, params, feature_BD)
-  carry = (cache, first_B, feature_BD)
-  _, others = jax.lax.scan(step, carry, None, length=shape.depth - 1)
-  drafts_BD = jnp.concatenate([first_B[None], others]).T
-  return tree_lib.chain(root_B, drafts_BD)
-
-
-def _likeliest(
-  config: transformer.TransformerConfig, params: Params, feature_BD: Array
-) -> Array:
-  logits_BV = transformer.unembed(config, params, feature_BD)
-  return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+  first = pick(transformer.unembed(config, params, feature_BD), 0)
+  carry = (cache, first[0], feature_BD)
+  _, others = jax.lax.scan(step, carry, jnp.arange(1, shape.depth))
+  drafts_BD, laws_BDV = jax.tree.map(
+    lambda x, xs: jnp.concatenate([x[:, None], jnp.swapaxes(xs, 0, 1)], 1),
+    first,
+    others,
+  )
+  chosen = tree_lib.chain(root_B, drafts_BD)
+  return dataclasses.replace(chosen, log_probs_BKV=laws_BDV)
 
 
 def tree(

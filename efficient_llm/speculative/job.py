@@ -11,14 +11,30 @@ import numpy as np
 
 from efficient_llm.models import decoding
 from efficient_llm.models import sampling as sampling_lib
-from efficient_llm.speculative import programs, rounds, strategy
+from efficient_llm.speculative import programs, rounds, row_queue, strategy
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array, Params
 
-# Called with the tokens made so far in the batch; gives new draft_params in a
-# tuple of one, or None to go on with the old.
-Refresh = Callable[[int], tuple[Any] | None]
+
+@dataclasses.dataclass(frozen=True)
+class Refreshed:
+  """What a drafter reads from now on; None goes on with the old.
+
+  Attributes:
+    draft_params: Of a draft model, which then reads all rows again.
+    texts: For drafters that copy, as keywords of `ngram.draft`, always of the
+      same shapes.
+  """
+
+  draft_params: Any | None = None
+  texts: Any | None = None
+
+
+# Called between stretches.
+Refresh = Callable[[], Refreshed | None]
+# Called with a row and its completion as soon as it has ended.
+Finished = Callable[[int, np.ndarray], None]
 
 
 @dataclasses.dataclass
@@ -75,7 +91,8 @@ class Job:
   Attributes:
     state: The batch.
     ids_B: Which prompt each row of the batch completes; -1 for none.
-    waiting: Prompts that have not begun, in order.
+    waiting: Prompts that have not begun, in order; those that another job
+      takes from it are zeros in the result.
     is_behind: Whether the drafter's memory has been left behind.
   """
 
@@ -91,6 +108,8 @@ class Job:
   keys_N: Array
   groups_N: np.ndarray | None
   refresh: Refresh | None
+  finished: Finished | None
+  waiting: row_queue.RowQueue
   state: state_lib.State = dataclasses.field(init=False)
 
   def run(self) -> Generation:
@@ -99,8 +118,7 @@ class Job:
     self.tokens_NT = np.zeros((num_rows, num_new), np.int32)
     self.log_probs_NT = np.zeros((num_rows, num_new), np.float32)
     self.num_new_N = np.zeros(num_rows, np.int32)
-    self.waiting = list(range(num_rows))
-    self.ids_B = np.full(self._bucket(num_rows), -1)
+    self.ids_B = np.full(self._bucket(max(1, len(self.waiting))), -1)
     self.begun = False
     start, compiled_before = time.perf_counter(), self.programs.compile_secs
     self.params = self.programs.call(
@@ -123,7 +141,9 @@ class Job:
     elapsed = time.perf_counter() - start
     self.stats.secs = elapsed - self.stats.compile_secs
     self.stats.num_tokens = int(self.num_new_N.sum())
-    self.stats.num_decoded = self.stats.num_tokens - num_rows
+    self.stats.num_decoded = self.stats.num_tokens - int(
+      np.count_nonzero(self.num_new_N)
+    )
     return Generation(
       sampling_lib.Completion(
         tokens=jnp.asarray(self.tokens_NT),
@@ -145,12 +165,12 @@ class Job:
   def _join(self) -> None:
     """Reads waiting prompts into the free rows of the batch."""
     free = np.flatnonzero(self.ids_B < 0)
-    num_new = min(len(free), len(self.waiting))
+    ids = self.waiting.take(len(free))
+    num_new = len(ids)
     if not num_new:
       return
     start = time.perf_counter()
     compiled_before = self.programs.compile_secs
-    ids, self.waiting = self.waiting[:num_new], self.waiting[num_new:]
     size = self._bucket(num_new) if self.begun else len(self.ids_B)
     # Rows that pad the batch repeat a prompt and are thrown away.
     padded = np.asarray(ids + ids[:1] * (size - num_new))
@@ -189,13 +209,21 @@ class Job:
 
   def _refresh_drafter(self, *, resume: bool) -> None:
     """Takes a newer drafter, or brings the memory of this one up to date."""
-    newer = None
-    if self.refresh is not None:
-      newer = self.refresh(int(np.asarray(self.state.num_new_B).sum()))
-    if newer is not None:
-      (self.draft_params,) = newer
+    drafter = self.plan.drafter
+    if drafter is None:
+      return
+    newer = None if self.refresh is None else self.refresh()
+    if newer is not None and newer.draft_params is not None:
+      self.draft_params = newer.draft_params
       self._prepare_drafter()
-    if self.plan.drafter is not None and (resume or newer is not None):
+      resume = not self.is_behind or resume
+    if newer is not None and newer.texts is not None:
+      if drafter.with_texts is None:
+        raise ValueError(
+          'This drafter does not copy; refresh it without texts.'
+        )
+      self.draft_params = drafter.with_texts(self.draft_params, newer.texts)
+    if resume:
       self.state = self.programs.call(
         rounds.resume, (self.plan,), self.params, self.draft_params, self.state
       )
@@ -256,6 +284,8 @@ class Job:
       self.tokens_NT[n, :count] = tokens[row, first : first + count]
       self.log_probs_NT[n, :count] = log_probs[row, first : first + count]
       self.num_new_N[n] = count
+      if self.finished is not None:
+        self.finished(int(n), self.tokens_NT[n, :count])
     self.ids_B[rows] = -1
 
   def _shrink(self) -> None:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from efficient_llm.models import kv_cache, transformer
+from efficient_llm.speculative import rejection, verify
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
-from efficient_llm.speculative import verify
 from efficient_llm.typing import Array, Params
 
 
@@ -167,7 +167,7 @@ def _round(
     no_drafts_B0 = jnp.zeros((state.lengths_B.shape[0], 0), jnp.int32)
     tree, tail_mask_BWW = tree_lib.chain(state.newest_B, no_drafts_B0), None
   else:
-    tree = plan.drafter.draft(draft_params, params, state, shape)
+    tree = plan.drafter.draft(draft_params, params, state, shape, plan.sampling)
     # A chain's nodes see what a causal tail sees.
     is_chain = shape.top_k == 1
     tail_mask_BWW = None if is_chain else tree_lib.ancestors(tree.parents_BW)
@@ -181,14 +181,16 @@ def _round(
     num_new_B=jnp.zeros_like(state.lengths_B),
     with_logits=False,
   )
-  accepted = verify.accept(
+  if shape.sampled:
+    accept = rejection.accept
+  else:
+    accept = functools.partial(verify.accept, depth=shape.depth, draw=plan.draw)
+  accepted = accept(
     tree,
     transformer.unembed(plan.model, params, output.hidden),
     state.keys_B,
     state.num_new_B,
     plan.sampling,
-    depth=shape.depth,
-    draw=plan.draw,
   )
   return _commit(plan, params, draft_params, state, output, accepted, shape)
 

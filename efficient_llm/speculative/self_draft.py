@@ -4,6 +4,7 @@ It shows what a drafter can at most be worth: nearly every draft is accepted,
 and every one costs a pass of the whole model.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from efficient_llm.models import decoding, kv_cache, transformer
+from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.speculative import rejection, verify
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
-from efficient_llm.speculative import verify
 from efficient_llm.typing import Array, Params
 
 
@@ -61,6 +63,7 @@ def drafter(config: transformer.TransformerConfig) -> state_lib.Drafter:
     observe=functools.partial(_observe, config),
     begin=functools.partial(_begin, config),
     resume=functools.partial(_resume, config),
+    samples=True,
     prepare=functools.partial(decoding.prepare, config),
   )
 
@@ -71,6 +74,7 @@ def _draft(
   params: Params,
   state: state_lib.State,
   shape: tree_lib.DraftShape,
+  sampling: sampling_lib.SamplingConfig,
 ) -> tree_lib.Tree:
   del params
   if shape.top_k != 1:
@@ -78,19 +82,24 @@ def _draft(
       f'draft.top_k={shape.top_k} must be 1 where the model drafts for itself; '
       'choose chains, such as 4_1_5.'
     )
+  pick = rejection.likeliest
+  if shape.sampled:
+    pick = rejection.drawn(state.keys_B, state.num_new_B, sampling)
 
-  def step(carry: Any, _: None) -> tuple[Any, Array]:
+  def step(carry: Any, level: Array) -> tuple[Any, Any]:
     cache, token_B = carry
     output = transformer.apply(
       config, draft_params, token_B[:, None], cache=cache, with_logits=False
     )
     logits_BV = transformer.unembed(config, draft_params, output.hidden[:, 0])
-    token_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
-    return (output.cache, token_B), token_B
+    token_B, law_BV = pick(logits_BV, level)
+    return (output.cache, token_B), (token_B, law_BV)
 
   start = (state.memory, state.newest_B)
-  _, drafts = jax.lax.scan(step, start, None, length=shape.depth)
-  return tree_lib.chain(state.newest_B, drafts.T)
+  _, picked = jax.lax.scan(step, start, jnp.arange(shape.depth))
+  drafts_BD, laws_BDV = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), picked)
+  tree = tree_lib.chain(state.newest_B, drafts_BD)
+  return dataclasses.replace(tree, log_probs_BKV=laws_BDV)
 
 
 def _begin(

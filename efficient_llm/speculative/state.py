@@ -69,12 +69,13 @@ class State:
 class Drafter:
   """How tokens are drafted, as functions of arrays.
 
-  A drafter must not look at the keys of the rows: then what it drafts changes
-  the speed and nothing else.
+  But for `rejection.drawn` a drafter must not look at the keys of the rows:
+  then what it drafts changes the speed and nothing else.
 
   Attributes:
     create: (batch_size, capacity) -> memory.
-    draft: (draft_params, params, state, shape) -> Tree of `shape.num_nodes`.
+    draft: (draft_params, params, state, shape, sampling) -> Tree of
+      `shape.num_nodes`.
     observe: (draft_params, params, before, accepted, hidden_BED, is_off=) ->
       memory, after every round; `before` is the state of the round's start,
       hidden_BED the target's hidden states along the accepted path. While
@@ -84,8 +85,11 @@ class Drafter:
     resume: (draft_params, params, state) -> memory, before the first round
       with a draft model after others, or with other draft_params.
     copies: Whether it can draft `DraftShape.copied` shapes.
+    samples: Whether it can draft `DraftShape.sampled` shapes.
     prepare: (draft_params) -> draft_params in the form that is fastest to
       read, once for each; None where there is none.
+    with_texts: (draft_params, texts) -> draft_params that copy from these
+      texts too, keywords of `ngram.draft`; None where it does not copy.
   """
 
   create: Callable[..., Any]
@@ -94,7 +98,9 @@ class Drafter:
   begin: Callable[..., Any]
   resume: Callable[..., Any]
   copies: bool = False
+  samples: bool = False
   prepare: Callable[..., Any] | None = None
+  with_texts: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

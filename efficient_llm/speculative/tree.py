@@ -22,12 +22,14 @@ class DraftShape:
     num_nodes: Tokens the target verifies in one pass, the root included.
     copied: Whether text that is there already is all that is drafted from, and
       a draft model rests.
+    sampled: Whether a chain is drawn at random from the draft model's law.
   """
 
   depth: int = 0
   top_k: int = 1
   num_nodes: int = 1
   copied: bool = False
+  sampled: bool = False
 
   def validate(self) -> None:
     for name in ('depth', 'top_k', 'num_nodes'):
@@ -49,6 +51,11 @@ class DraftShape:
         f'draft.num_nodes={self.num_nodes} must be {self.depth + 1} for a '
         f'chain of draft.depth={self.depth}; change it or raise draft.top_k.'
       )
+    if self.sampled and (self.copied or self.is_off or self.top_k != 1):
+      raise ValueError(
+        f'draft.sampled=True goes with chains of a draft model, not with '
+        f'{self.name}; choose one such as 4_1_5s.'
+      )
 
   @property
   def is_off(self) -> bool:
@@ -66,21 +73,29 @@ class DraftShape:
     Raises:
       ValueError: If the text is no such name, or the shape breaks a rule.
     """
-    parts = name.removesuffix('c').split('_')
+    sizes = name[:-1] if name.endswith(('c', 's')) else name
+    parts = sizes.split('_')
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
       raise ValueError(
         f'{name!r} must be depth_topk_nodes, such as 8_4_48 or 4_1_5; 0_1_1 is '
-        'speculation off, and 4_1_5c copies.'
+        'speculation off, 4_1_5c copies, and 4_1_5s is drawn at random.'
       )
-    shape = cls(*map(int, parts), copied=name.endswith('c'))
+    depth, top_k, num_nodes = map(int, parts)
+    shape = cls(
+      depth,
+      top_k,
+      num_nodes,
+      copied=name.endswith('c'),
+      sampled=name.endswith('s'),
+    )
     shape.validate()
     return shape
 
   @property
   def name(self) -> str:
-    """depth_topk_nodes, with 'c' behind it where copied."""
+    """depth_topk_nodes, then 'c' where copied or 's' where sampled."""
     sizes = f'{self.depth}_{self.top_k}_{self.num_nodes}'
-    return sizes + ('c' if self.copied else '')
+    return sizes + 'c' * self.copied + 's' * self.sampled
 
 
 @jax.tree_util.register_dataclass
@@ -93,12 +108,15 @@ class Tree:
     parents_BW: Index of each node's parent, below its own; the root's is 0.
     depths_BW: Edges to the root.
     num_nodes_B: Real nodes; those behind them are padding, never accepted.
+    log_probs_BKV: The law that each draft of a sampled chain was drawn from;
+      None where drafts were chosen without coins.
   """
 
   tokens_BW: Int[Array, 'B W']
   parents_BW: Int[Array, 'B W']
   depths_BW: Int[Array, 'B W']
   num_nodes_B: Int[Array, 'B']
+  log_probs_BKV: Float[Array, 'B K V'] | None = None
 
 
 @typed

@@ -8,7 +8,7 @@ import numpy as np
 
 from efficient_llm.models import attention, presets, sampling, transformer
 from efficient_llm.speculative import drafter as drafter_lib
-from efficient_llm.speculative import drafting, rounds
+from efficient_llm.speculative import model_draft, rounds
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 
@@ -36,7 +36,7 @@ def compiled(
     attention_implementation=implementation,
   )
   plan = state_lib.Plan(
-    config, sampling.SamplingConfig(16), drafting.learned(config), 128
+    config, sampling.SamplingConfig(16), model_draft.drafter(config), 128
   )
 
   def inputs(key: jax.Array) -> tuple[Any, Any, state_lib.State]:

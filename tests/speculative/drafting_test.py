@@ -9,7 +9,7 @@ import pytest
 
 from efficient_llm.models import decoding, presets, sampling, transformer
 from efficient_llm.speculative import drafter as drafter_lib
-from efficient_llm.speculative import drafting, rounds
+from efficient_llm.speculative import drafting, model_draft, rounds
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array
@@ -44,10 +44,12 @@ def _drafts(trusted_match: int) -> dict[str, Array]:
   # Whatever was drawn, the first text is about to go on as it did before.
   newest = state.tokens_BS.at[:, _PROMPTS.shape[1]].set(jnp.asarray([5, 10]))
   state = dataclasses.replace(state, tokens_BS=newest)
-  learned = drafting.learned(_CONFIG)
-  draft_learned = learned.draft(both['learned'], params, state, _SHAPE)
+  learned = model_draft.drafter(_CONFIG)
+  draft_learned = learned.draft(
+    both['learned'], params, state, _SHAPE, plan.sampling
+  )
   return {
-    'union': union.draft(both, params, state, _SHAPE).tokens_BW,
+    'union': union.draft(both, params, state, _SHAPE, plan.sampling).tokens_BW,
     'learned': draft_learned.tokens_BW,
   }
 

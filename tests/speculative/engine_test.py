@@ -5,6 +5,7 @@ Over 300 lines: the drafters it is tried with are written here.
 
 import functools
 import itertools
+import threading
 from typing import Any
 
 import jax
@@ -17,7 +18,10 @@ from efficient_llm.speculative import (
   drafter,
   drafting,
   engine,
+  job,
+  model_draft,
   rounds,
+  row_queue,
   self_draft,
   strategy,
 )
@@ -69,8 +73,8 @@ def _plain(name: str) -> sampling.Completion:
 def _guesses(kind: str) -> state_lib.Drafter:
   """A drafter that proposes what it likes."""
 
-  def draft(draft_params, params, state, shape):
-    del draft_params, params
+  def draft(draft_params, params, state, shape, sampling):
+    del draft_params, params, sampling
     batch_size = state.tokens_BS.shape[0]
     num_candidates = 4 * shape.num_nodes
     key = jax.random.fold_in(jax.random.key(3), state.lengths_B.sum())
@@ -112,7 +116,7 @@ def _drafter_of(kind: str) -> tuple[state_lib.Drafter, Any]:
   if kind == 'itself':
     return self_draft.drafter(_CONFIG), self_draft.quantize(_params())
   if kind in ('learned', 'broken'):
-    return drafting.learned(_CONFIG), params
+    return model_draft.drafter(_CONFIG), params
   if kind == 'union':
     both = {'learned': params, 'model_free': None}
     return drafting.union(_CONFIG), both
@@ -235,6 +239,79 @@ def test_a_draft_model_rests_while_text_is_copied() -> None:
   _assert_same(found, _plain('sampled'))
 
 
+def _refreshing(
+  kind: str, refreshed: job.Refreshed, **options: Any
+) -> tuple[job.Generation, list[int]]:
+  """Refreshes once, and tells which rows ended in what order."""
+  plan, draft_params = _drafter_of(kind)
+  tokens, lengths = _prompts()
+  machine = engine.Engine(
+    _CONFIG, drafter=plan, chooser=_fixed(_SHAPES['chain']), rounds_at_once=2
+  )
+  answers, ended = iter([None, refreshed]), []
+  generation = machine.generate(
+    _params(),
+    tokens,
+    lengths,
+    _SAMPLINGS['sampled'],
+    _KEY,
+    draft_params=draft_params,
+    refresh=lambda: next(answers, None),
+    finished=lambda row, _: ended.append(row),
+    **options,
+  )
+  return generation, ended
+
+
+def test_a_drafter_is_swapped_midway() -> None:
+  other = drafter.init(_CONFIG, jax.random.key(6), _params())
+  found, ended = _refreshing('learned', job.Refreshed(draft_params=other))
+  _assert_same(found.completion, _plain('sampled'))
+  assert sorted(ended) == [0, 1, 2, 3, 4]
+
+
+def test_texts_that_arrive_midway_are_copied() -> None:
+  """With the answers as texts nearly every draft is right."""
+  plain, (tokens, lengths) = _plain('sampled'), _prompts()
+  texts = np.zeros((5, 33), np.int32)
+  for row, length in enumerate(lengths):
+    texts[row, :length] = tokens[row, :length]
+    texts[row, length : length + 24] = plain.tokens[row]
+  whole = {
+    'extra_RE': texts,
+    'extra_lengths_R': lengths + 24,
+    'extra_group_ids_R': np.arange(5, dtype=np.int32),
+  }
+  apart = {'groups_N': np.arange(5)}
+  found, _ = _refreshing('model_free', job.Refreshed(texts=whole), **apart)
+  _assert_same(found.completion, plain)
+  nothing, _ = _refreshing('model_free', job.Refreshed(), **apart)
+  assert found.stats.num_passes < 0.7 * nothing.stats.num_passes
+
+
+def test_engines_that_share_a_queue_part_the_rows() -> None:
+  tokens, lengths = _prompts()
+  queue = row_queue.RowQueue(range(5))
+  found = np.zeros((5, 24), np.int32)
+  counts = []
+
+  def work() -> None:
+    machine = engine.Engine(_CONFIG, max_batch=1, rounds_at_once=2)
+    completion = machine.generate(
+      _params(), tokens, lengths, _SAMPLINGS['stopped'], _KEY, queue=queue
+    ).completion
+    counts.append(int(np.count_nonzero(completion.lengths)))
+    found[:] += np.asarray(completion.tokens)
+
+  workers = [threading.Thread(target=work) for _ in range(2)]
+  for worker in workers:
+    worker.start()
+  for worker in workers:
+    worker.join()
+  assert sum(counts) == 5
+  np.testing.assert_array_equal(found, _plain('stopped').tokens)
+
+
 def test_a_drafter_that_cannot_copy_refuses_to() -> None:
   plan, _ = _drafter_of('learned')
   arms = strategy.StrategyConfig(arms=('3_1_4c',), thresholds=(1,))
@@ -247,8 +324,8 @@ def test_the_target_as_its_own_drafter_is_always_right() -> None:
   plain = _plain('greedy')
   tokens, lengths = _prompts()
 
-  def draft(draft_params, params, state, shape):
-    del params
+  def draft(draft_params, params, state, shape, sampling):
+    del params, sampling
     known, first = draft_params
     places = state.lengths_B[:, None] + jnp.arange(shape.depth)
     index = jnp.clip(places - first[:, None], 0, 23)
