@@ -29,56 +29,15 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness, hf_decoding, trained_pair
-from efficient_llm.models import decoding, transformer
+from benchmarks import harness, hf_decoding, pass_cost, trained_pair
 from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.models import transformer
 from efficient_llm.speculative import drafting, engine, job, strategy
 
 _NUM_PROMPT, _NUM_NEW = 48, 128
 _NUM_WARM_UP = 1
-
-
-def pass_secs(
-  pair: trained_pair.Pair, *, batch_size: int, num_nodes: int
-) -> float:
-  """Seconds of a target pass over `num_nodes` tokens a row, half-way."""
-  config, num_passes = pair.config, 24
-  capacity = _NUM_PROMPT + _NUM_NEW + 16
-  params = decoding.prepare(config, pair.params)
-
-  @jax.jit
-  def passes(params: Any, cache: Any, tokens: jax.Array) -> jax.Array:
-    def body(_: Any, carry: tuple) -> tuple:
-      cache, tokens = carry
-      output = transformer.apply(
-        config,
-        params,
-        tokens,
-        cache=cache,
-        num_new_B=jnp.zeros(batch_size, jnp.int32),
-        with_logits=False,
-      )
-      logits = transformer.unembed(config, params, output.hidden)
-      return output.cache, jnp.argmax(logits, -1).astype(jnp.int32)
-
-    return jax.lax.fori_loop(0, num_passes, body, (cache, tokens))[1]
-
-  cache = transformer.empty_cache(
-    config, batch_size=batch_size, capacity=capacity
-  ).advance(_NUM_PROMPT + _NUM_NEW // 2)
-  if batch_size == 1:
-    cache = cache.flat()
-  tokens = jnp.ones((batch_size, num_nodes), jnp.int32)
-  jax.block_until_ready(passes(params, cache, tokens))
-  secs = []
-  for _ in range(5):
-    start = time.perf_counter()
-    jax.block_until_ready(passes(params, cache, tokens))
-    secs.append((time.perf_counter() - start) / num_passes)
-  return statistics.median(secs)
 
 
 def measure(
@@ -176,7 +135,13 @@ def measure(
   ]
   usual = max(counted.rounds_by_shape, key=counted.rounds_by_shape.__getitem__)
   pass_secs_by_nodes = {
-    num_nodes: pass_secs(pair, batch_size=batch_size, num_nodes=num_nodes)
+    num_nodes: pass_cost.pass_secs(
+      pair.config,
+      pair.params,
+      batch_size=batch_size,
+      num_nodes=num_nodes,
+      num_tokens=_NUM_PROMPT + _NUM_NEW,
+    )
     for num_nodes in sorted({1, usual.num_nodes})
   }
   ceiling = counted.acceptance_length * (

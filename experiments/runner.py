@@ -64,6 +64,7 @@ def main(
   default_config: str,
   config_type: type,
   workdir: str | None = None,
+  before_jax: Callable[[], None] | None = None,
 ) -> NoReturn:
   """Runs a binary; does not return.
 
@@ -73,6 +74,7 @@ def main(
     default_config: Configuration file used without --config.
     config_type: The dataclass that `get_config` must return.
     workdir: Default of --workdir.
+    before_jax: Called when the flags are known and no device is.
   """
   define_flags(workdir=workdir)
   changes: dict[str, str] = {}
@@ -94,7 +96,9 @@ def main(
   def body(argv: Sequence[str]) -> NoReturn:
     del argv
     sys.exit(
-      exits.guarded(lambda: _run(run, default_config, config_type, changes))
+      exits.guarded(
+        lambda: _run(run, default_config, config_type, changes, before_jax)
+      )
     )
 
   app.run(body, flags_parser=parse_flags)
@@ -179,6 +183,7 @@ def _run(
   default_config: str,
   config_type: type,
   changes: dict[str, str],
+  before_jax: Callable[[], None] | None,
 ) -> int:
   values = flags.FLAGS
   _quiet_libraries()
@@ -190,6 +195,8 @@ def _run(
     return DONE
   if values.workdir is None:
     raise ValueError('--workdir is missing; name a folder for this run.')
+  if before_jax is not None:
+    before_jax()
   start_jax(
     platform=values.platform,
     distributed=values.distributed,

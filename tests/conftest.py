@@ -1,7 +1,11 @@
 """Settings shared by every test: the --slow option and hypothesis."""
 
+from collections.abc import Iterator
+
 import hypothesis
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 # The first example of a property often compiles, so time says nothing.
 hypothesis.settings.register_profile('efficient_llm', deadline=None)
@@ -23,3 +27,22 @@ def pytest_collection_modifyitems(
   if slow:
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(scope='module')
+def compilation_cache(
+  tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[None]:
+  """Compiles equal programs of a module's tests once."""
+  fields = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
+    'jax_persistent_cache_min_compile_time_secs': 0.05,
+  }
+  before = {name: getattr(jax.config, name) for name in fields}
+  jax_cache.reset_cache()
+  for name, value in fields.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  jax_cache.reset_cache()

@@ -51,7 +51,10 @@ class Stats:
     secs: Of wall time, without compilation.
     compile_secs: Of compilation.
     prefill_secs: Part of `secs` that read prompts.
+    saved_secs: Estimated: what the tokens of speculative rounds would have
+      taken at the speed that rounds without speculation had.
     rounds_by_shape: Rounds that each draft shape ran.
+    rounds_by_size: Rounds of batches of each size, empty places included.
     num_programs: Compiled programs the engine holds.
   """
 
@@ -61,9 +64,11 @@ class Stats:
   secs: float = 0.0
   compile_secs: float = 0.0
   prefill_secs: float = 0.0
+  saved_secs: float = 0.0
   rounds_by_shape: dict[tree_lib.DraftShape, int] = dataclasses.field(
     default_factory=dict
   )
+  rounds_by_size: dict[int, int] = dataclasses.field(default_factory=dict)
   num_programs: int = 0
 
   @property
@@ -265,8 +270,13 @@ class Job:
         num_passes=int(passes.sum()),
         compiled=compiled,
       )
+      off = self.chooser.tokens_per_sec(tree_lib.DraftShape(), num_live)
+      if off and not shape.is_off and not compiled:
+        self.stats.saved_secs += num_tokens / off - secs
     counts = self.stats.rounds_by_shape
     counts[shape] = counts.get(shape, 0) + int(passes.max())
+    sizes = self.stats.rounds_by_size
+    sizes[size] = sizes.get(size, 0) + int(passes.max())
     self._collect()
 
   def _collect(self) -> None:

@@ -5,6 +5,8 @@ All run on the host between stretches of rounds:
     shape = strategy.choose(num_live)
     ...
     strategy.update(shape, num_live, num_tokens, secs, num_rounds=16)
+
+Over 300 lines: the settings with their rules, and the bandits that read them.
 """
 
 import bisect
@@ -203,6 +205,14 @@ class Strategy:
         name = best
     return self._shapes[bucket][name]
 
+  def tokens_per_sec(
+    self, shape: tree_lib.DraftShape, batch_size: int
+  ) -> float | None:
+    """What a shape has made so far with so many live rows; None if untried."""
+    bucket = self._buckets[self._bucket(batch_size)]
+    of_a_row = bucket.estimates().get(shape.name)
+    return None if of_a_row is None else batch_size * of_a_row
+
   def update(
     self,
     shape: tree_lib.DraftShape,
@@ -265,21 +275,25 @@ class Strategy:
   def from_dict(
     cls, config: StrategyConfig, saved: Mapping[str, Any]
   ) -> 'Strategy':
-    """Goes on from what `to_dict` gave.
+    """Goes on from what `to_dict` gave; see `restore`."""
+    strategy = cls(config)
+    strategy.restore(saved)
+    return strategy
+
+  def restore(self, saved: Mapping[str, Any]) -> None:
+    """Takes over what `to_dict` gave.
 
     Args:
-      config: With the name, arms and thresholds it had then.
-      saved: For example from a checkpoint.
+      saved: Of a strategy with the name, arms and thresholds of this one.
     Raises:
       ValueError: If it is of another configuration or damaged.
     """
-    strategy = cls(config)
     try:
       was = (saved['name'], tuple(saved['thresholds']))
-      if was != (config.name, config.thresholds):
+      if was != (self._config.name, self._config.thresholds):
         raise ValueError(f'it is {was[0]!r} with thresholds {was[1]}')
-      strategy._rng.bit_generator.state = saved['rng']
-      for arms, bucket in zip(strategy._buckets, saved['buckets'], strict=True):
+      self._rng.bit_generator.state = saved['rng']
+      for arms, bucket in zip(self._buckets, saved['buckets'], strict=True):
         arms.restore(bucket)
     except (
       AttributeError,
@@ -292,7 +306,6 @@ class Strategy:
         f'The saved strategy does not fit the configuration '
         f'({type(error).__name__}: {error}); start without it.'
       ) from error
-    return strategy
 
   def _bucket(self, batch_size: int) -> int:
     if batch_size < 1:

@@ -35,7 +35,7 @@ class Loss:
 LossFn = Callable[[typing.Params, typing.Batch, jax.Array], Loss]
 
 # Logits of this many bytes at most are alive at once.
-_LOGITS_BYTES = 256 * 2**20
+LOGITS_BYTES = 256 * 2**20
 
 
 def language_model_loss(
@@ -66,7 +66,7 @@ def language_model_loss(
     head = functools.partial(_token_losses, config, z_loss=z_loss)
     return _in_blocks(
       head,
-      _whole_head(config, params),
+      whole_head(config, params),
       hidden,
       batch['targets'],
       batch['loss_weights'],
@@ -96,7 +96,7 @@ def _token_losses(
   return Loss(total, weights_BT.sum(), {'nats': nats, 'accuracy': correct})
 
 
-def _whole_head(
+def whole_head(
   config: transformer.TransformerConfig, params: typing.Params
 ) -> typing.Params:
   """What the head reads, cast and gathered from the fsdp axis once.
@@ -138,7 +138,7 @@ def _in_blocks(
     rows = max(1, batch_size // shards)
   num_blocks = 1
   while (
-    rows * (num_tokens // num_blocks) * vocab_size * 4 > _LOGITS_BYTES
+    rows * (num_tokens // num_blocks) * vocab_size * 4 > LOGITS_BYTES
     and num_tokens % (2 * num_blocks) == 0
   ):
     num_blocks *= 2

@@ -24,6 +24,7 @@ def make_train_step(
   *,
   num_microbatches: int = 1,
   skip_nonfinite: bool = False,
+  skip_empty: bool = False,
 ) -> TrainStep:
   """A pure function (state, batch) -> (state, metrics), not yet jitted.
 
@@ -38,6 +39,8 @@ def make_train_step(
     num_microbatches: Parts a batch is worked off in, one after the other.
     skip_nonfinite: Leave everything but the step number unchanged where loss,
       gradient or update is not finite.
+    skip_empty: Microbatches whose 'loss_weights' are all 0 cost nothing: one
+      program then serves batches of any size up to a largest one.
 
   Returns:
     The step.
@@ -52,7 +55,12 @@ def make_train_step(
     key = jax.random.wrap_key_data(state.key)
     key = jax.random.fold_in(key, state.step)
     loss, grads = _gradients(
-      loss_fn, state.params, batch, key, num_microbatches=num_microbatches
+      loss_fn,
+      state.params,
+      batch,
+      key,
+      num_microbatches=num_microbatches,
+      skip_empty=skip_empty,
     )
     weight = jnp.maximum(loss.weight, 1e-9)
     grads = jax.tree.map(lambda g: g / weight, grads)
@@ -93,6 +101,7 @@ def _gradients(
   key: jax.Array,
   *,
   num_microbatches: int,
+  skip_empty: bool,
 ) -> tuple[objectives.Loss, typing.Params]:
   """Summed loss and the gradient of its total."""
 
@@ -119,10 +128,17 @@ def _gradients(
 
   def body(sums: Any, inputs: Any) -> tuple[Any, None]:
     microbatch, index = inputs
-    (_, loss), grads = value_and_grad(
-      params, microbatch, jax.random.fold_in(key, index)
-    )
-    return jax.tree.map(jnp.add, sums, (loss, grads)), None
+
+    def added(sums: Any) -> Any:
+      (_, loss), grads = value_and_grad(
+        params, microbatch, jax.random.fold_in(key, index)
+      )
+      return jax.tree.map(jnp.add, sums, (loss, grads))
+
+    if not skip_empty:
+      return added(sums), None
+    is_empty = (microbatch['loss_weights'] == 0).all()
+    return jax.lax.cond(is_empty, lambda sums: sums, added, sums), None
 
   parts = jax.tree.map(part, dict(batch))
   first = jax.tree.map(lambda x: x[0], parts)

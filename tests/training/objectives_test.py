@@ -39,7 +39,7 @@ def test_blocks_of_logits_give_the_loss_and_gradient_of_the_whole(
   whole = _loss_and_gradient(z_loss=1e-2)
   batch = _batch()
   num_bytes = batch['tokens'].size * _MODEL.vocab_size * 4
-  monkeypatch.setattr(objectives, '_LOGITS_BYTES', num_bytes // num_blocks)
+  monkeypatch.setattr(objectives, 'LOGITS_BYTES', num_bytes // num_blocks)
   blocks = _loss_and_gradient(z_loss=1e-2)
   # Sums of float32 in another order.
   jax.tree.map(
@@ -53,7 +53,7 @@ def test_logits_in_blocks_are_never_stored_whole(
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
   batch = _batch()
-  monkeypatch.setattr(objectives, '_LOGITS_BYTES', 4 * _MODEL.vocab_size * 8)
+  monkeypatch.setattr(objectives, 'LOGITS_BYTES', 4 * _MODEL.vocab_size * 8)
 
   def gradient(params: Any) -> Any:
     loss_fn = objectives.language_model_loss(_MODEL)

@@ -41,6 +41,36 @@ def _assert_equal(tree: Any, other: Any) -> None:
   jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
+def test_microbatches_without_weight_are_left_out() -> None:
+  plain_loss = objectives.language_model_loss(_MODEL)
+
+  def loss_fn(params: Any, batch: Any, key: Any) -> objectives.Loss:
+    """Not a number where nothing counts, so that looking would show."""
+    loss = plain_loss(params, batch, key)
+    spoilt = jnp.where(loss.weight > 0, loss.total, jnp.nan)
+    return dataclasses.replace(loss, total=spoilt)
+
+  start = state.create(tiny.params(_MODEL), _sgd(), jax.random.key(1))
+  batch = tiny.batch()
+  short = {name: x[:4] for name, x in batch.items()}
+  # Parts are strided: rows 0, 2, 4, 6 make the first of two.
+  padded = {name: x.copy() for name, x in batch.items()}
+  for name, x in padded.items():
+    x[::2], x[1::2] = short[name], 0
+  plain = _step(_sgd())(start, short)
+  step_fn = step.make_train_step(
+    loss_fn, _sgd(), num_microbatches=2, skip_empty=True
+  )
+  skipped = jax.jit(step_fn)(start, padded)
+  for name, value in plain[1].items():
+    np.testing.assert_allclose(skipped[1][name], value, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    skipped[0].params,
+    plain[0].params,
+  )
+
+
 @pytest.mark.parametrize('num_microbatches', [2, 8])
 def test_accumulation_gives_the_whole_batch_s_loss_and_gradient(
   num_microbatches: int,

@@ -1,0 +1,1 @@
+"""Prompts with answers that a program can check, for reinforcement learning."""

@@ -1,0 +1,1 @@
+"""TLT: reinforcement learning whose drafter is trained in the idle time."""

@@ -1,0 +1,72 @@
+"""All there is to a run of reinforcement learning with TLT."""
+
+import dataclasses
+
+from efficient_llm import sharding
+from efficient_llm.data.tasks import task as task_lib
+from efficient_llm.speculative import drafter_program
+from efficient_llm.tlt import rewards, spot_trainer
+from efficient_llm.tlt import rollout as rollout_lib
+from efficient_llm.tlt import update as update_lib
+from efficient_llm.training import loop as loop_lib
+from efficient_llm.training import pretrain
+
+
+@dataclasses.dataclass(frozen=True)
+class TltConfig:
+  """Settings of a run.
+
+  Attributes:
+    checkpoint: Folder of the pre-training run that is gone on from; None makes
+      a model first, from worked examples of the task.
+    first_drafter: Folder of a drafter's run for that checkpoint; None trains
+      one first, where speculation needs one.
+    task: The problems.
+    supervised: The stage that makes the model; its data are the examples.
+    num_examples: Worked examples of that stage.
+    warmup: How the first drafter is trained, on the text of the model's run.
+    max_prompt_tokens: Room for a prompt.
+    eval_problems: Held-out problems of an evaluation, one answer to each.
+    seed: Of answers and of the drafter's data.
+  """
+
+  checkpoint: str | None = None
+  first_drafter: str | None = None
+  task: task_lib.TaskConfig = task_lib.TaskConfig()
+  supervised: pretrain.PretrainConfig = pretrain.PretrainConfig()
+  num_examples: int = 20_000
+  warmup: drafter_program.DrafterConfig = drafter_program.DrafterConfig()
+  rollout: rollout_lib.RolloutConfig = rollout_lib.RolloutConfig()
+  reward: rewards.RewardConfig = rewards.RewardConfig()
+  update: update_lib.UpdateConfig = update_lib.UpdateConfig()
+  drafter: spot_trainer.SpotConfig = spot_trainer.SpotConfig()
+  loop: loop_lib.LoopConfig = loop_lib.LoopConfig(
+    num_steps=50, log_every=1, eval_every=10
+  )
+  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  max_prompt_tokens: int = 32
+  eval_problems: int = 64
+  seed: int = 0
+
+  def validate(self) -> None:
+    """Checks every part and the rules across them."""
+    for field in dataclasses.fields(self):
+      part = getattr(self, field.name)
+      if hasattr(part, 'validate'):
+        part.validate()
+    for name in ('num_examples', 'max_prompt_tokens', 'eval_problems'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    longest = self.max_prompt_tokens + self.rollout.sampling.max_new_tokens
+    if self.update.sequence_length < longest:
+      raise ValueError(
+        f'update.sequence_length={self.update.sequence_length} must hold '
+        f'max_prompt_tokens={self.max_prompt_tokens} and '
+        'rollout.sampling.max_new_tokens='
+        f'{self.rollout.sampling.max_new_tokens}; raise it to {longest}.'
+      )
+
+  @property
+  def needs_model(self) -> bool:
+    """Whether speculation needs a draft model."""
+    return self.rollout.speculation in ('learned', 'union')

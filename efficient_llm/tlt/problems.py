@@ -1,0 +1,108 @@
+"""Problems as rows of tokens: what rollouts begin with and rewards compare."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from efficient_llm.data import tokenizer as tokenizer_lib
+from efficient_llm.data.tasks import task as task_lib
+from efficient_llm.data.tasks import words
+from efficient_llm.training import strict_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Problems of a step, one row for each answer that is wanted.
+
+  Attributes:
+    texts: Prompts.
+    answers: What completions are compared with.
+    tokens_NP: Prompts behind the tokenizer's bos, padded on the right.
+    lengths_N: Their tokens.
+    groups_N: Number of the problem.
+  """
+
+  texts: list[str]
+  answers: list[str]
+  tokens_NP: np.ndarray
+  lengths_N: np.ndarray
+  groups_N: np.ndarray
+
+
+def encode(
+  problems: Sequence[task_lib.Problem],
+  tokenizer: tokenizer_lib.Tokenizer,
+  *,
+  group_size: int,
+  max_prompt_tokens: int,
+) -> Prompts:
+  """Makes `group_size` rows of each problem.
+
+  Raises:
+    ValueError: If a prompt has more tokens than there is room for.
+  """
+  bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  rows = [[*bos, *tokenizer.encode(x.prompt).tolist()] for x in problems]
+  longest = max(map(len, rows))
+  if longest > max_prompt_tokens:
+    raise ValueError(
+      f'max_prompt_tokens={max_prompt_tokens} must hold every prompt, one has '
+      f'{longest} tokens; set --config.max_prompt_tokens={longest}.'
+    )
+  tokens = np.zeros((len(rows), max_prompt_tokens), np.int32)
+  for index, row in enumerate(rows):
+    tokens[index, : len(row)] = row
+  chosen = np.repeat(np.arange(len(rows)), group_size)
+  return Prompts(
+    texts=[problems[int(i)].prompt for i in chosen],
+    answers=[problems[int(i)].answer for i in chosen],
+    tokens_NP=tokens[chosen],
+    lengths_N=np.asarray([len(row) for row in rows], np.int32)[chosen],
+    groups_N=chosen.astype(np.int32),
+  )
+
+
+def write_worked(
+  task: task_lib.Task, *, num_examples: int, folder: pathlib.Path
+) -> tuple[pathlib.Path, pathlib.Path | None]:
+  """Writes worked examples for a supervised stage, once.
+
+  Args:
+    task: Whose training problems have worked solutions.
+    num_examples: At most so many.
+    folder: Gets examples.jsonl, and tokenizer.json where the task has words.
+  Returns:
+    The text, and the tokenizer or None.
+  Raises:
+    ValueError: If the task has no worked solutions.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  tokenizer = None
+  if task.words is not None:
+    tokenizer = folder / 'tokenizer.json'
+    strict_json.write_atomically(tokenizer, words.tokenizer_json(task.words))
+  count = num_examples
+  if task.num_problems is not None:
+    count = min(count, task.num_problems)
+  found = [task.problem(index, split='train') for index in range(count)]
+  lines = [
+    json.dumps({'text': x.prompt + _gap(x.prompt) + x.worked})
+    for x in found
+    if x.worked is not None
+  ]
+  if not lines:
+    raise ValueError(
+      f'task.name={task.name!r} must have worked solutions for a supervised '
+      'stage; give a --checkpoint instead.'
+    )
+  path = folder / 'examples.jsonl'
+  strict_json.write_atomically(path, '\n'.join(lines) + '\n')
+  return path, tokenizer
+
+
+def _gap(prompt: str) -> str:
+  """What parts a prompt from its completion where the prompt does not."""
+  return '' if prompt[-1:].isspace() else ' '

@@ -1,0 +1,296 @@
+"""Rollouts: workers side by side answer the prompts of one step.
+
+All workers take answers from one queue, so none idles while an answer waits to
+be begun. One that finds none left trains the drafter until the last answer
+ends; the others take up what it learnt between two stretches of rounds.
+"""
+
+import collections
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from efficient_llm import typing
+from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.models import transformer
+from efficient_llm.speculative import drafting, engine, job, model_draft
+from efficient_llm.speculative import row_queue as row_queue_lib
+from efficient_llm.speculative import state as state_lib
+from efficient_llm.speculative import strategy as strategy_lib
+from efficient_llm.tlt import rollout_worker, spot_trainer, texts
+
+Speculation = rollout_worker.Speculation
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """What is answered in a step, and how.
+
+  Attributes:
+    num_prompts: Problems of a step.
+    group_size: Answers to each.
+    max_live: Answers that a worker decodes together; further ones wait.
+    rounds_at_once: Rounds on the device before the host looks.
+    speculation: 'off'; 'ngram' copies from the prompt and from finished answers
+      of the group (TLT-Base); 'learned' is the draft model; 'union' both.
+    num_texts: Finished answers that are kept to copy from.
+    sampling: How answers are drawn; stop tokens are the tokenizer's.
+    strategy: Which draft shapes, by live answers of a worker.
+  """
+
+  num_prompts: int = 8
+  group_size: int = 8
+  max_live: int = 8
+  rounds_at_once: int = 16
+  speculation: Speculation = 'union'
+  num_texts: int = 16
+  sampling: sampling_lib.SamplingConfig = sampling_lib.SamplingConfig()
+  strategy: strategy_lib.StrategyConfig = strategy_lib.CPU_COPYING
+
+  def validate(self) -> None:
+    """Checks ranges; raises ValueError with one line."""
+    typing.check_choices(self, name='rollout')
+    for name in ('num_prompts', 'max_live', 'rounds_at_once', 'num_texts'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'rollout.{name}={getattr(self, name)} must be at least 1; raise it.'
+        )
+    if self.group_size < 2:
+      raise ValueError(
+        f'rollout.group_size={self.group_size} must be at least 2, as an '
+        'advantage is the distance to the mean of the group; raise it.'
+      )
+    if not self.sampling.temperature:
+      raise ValueError(
+        'rollout.sampling.temperature=0 gives a group of equal answers; raise '
+        'it, to 1 for example.'
+      )
+    self.sampling.validate()
+    self.strategy.validate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """The answers of a step, row by row, and what they took.
+
+  Attributes:
+    tokens_NT: Completions, 0 behind the end.
+    lengths_N: Their tokens.
+    log_probs_NT: Under the law each token was drawn from.
+    secs: Until the last answer and the drafter's training have ended, without
+      compilation.
+    worker_secs: Of each worker, until it found no answer left.
+    num_passes: Target passes, counted for every live row.
+    num_decoded: Tokens that did not come with a prompt.
+    rounds_by_shape: Rounds that each draft shape ran, by name.
+    rounds_by_size: Rounds of batches of each size.
+    compile_secs: Of the worker that compiled longest.
+    saved_secs: Of all workers, estimated; see `job.Stats`.
+    training: What the spot trainer did meanwhile.
+  """
+
+  tokens_NT: np.ndarray
+  lengths_N: np.ndarray
+  log_probs_NT: np.ndarray
+  secs: float
+  worker_secs: tuple[float, ...]
+  num_passes: int
+  num_decoded: int
+  rounds_by_shape: dict[str, int]
+  rounds_by_size: dict[int, int]
+  compile_secs: float
+  saved_secs: float
+  training: spot_trainer.Effort
+
+  @property
+  def idle_secs(self) -> float:
+    """Of workers with no answer left, until the last answer ended."""
+    return sum(self.secs - secs for secs in self.worker_secs)
+
+  @property
+  def acceptance_length(self) -> float:
+    """New tokens per target pass and row."""
+    return self.num_decoded / max(1, self.num_passes)
+
+
+class Workers:
+  """Engines on devices; lives as long as the run, as they hold programs."""
+
+  def __init__(
+    self,
+    config: RolloutConfig,
+    model: transformer.TransformerConfig,
+    *,
+    stop_tokens: tuple[int, ...],
+    devices: Sequence[Any],
+  ):
+    """Makes a worker for each device.
+
+    Args:
+      config: Checked here.
+      model: The policy.
+      stop_tokens: Of the tokenizer.
+      devices: Each holds a whole policy.
+    """
+    config.validate()
+    self._config = config
+    self._sampling = dataclasses.replace(
+      config.sampling, stop_tokens=stop_tokens
+    )
+    drafter = _drafter(config.speculation, model)
+    self._workers = []
+    for device in devices:
+      chooser = strategy_lib.Strategy(config.strategy)
+      machine = engine.Engine(
+        model,
+        drafter=drafter,
+        chooser=None if drafter is None else chooser,
+        max_batch=config.max_live,
+        rounds_at_once=config.rounds_at_once,
+      )
+      self._workers.append(
+        rollout_worker.Worker(
+          device, machine, chooser, config.speculation, self._sampling
+        )
+      )
+
+  def run(
+    self,
+    params: typing.Params,
+    prompts_NP: np.ndarray,
+    prompt_lengths_N: np.ndarray,
+    groups_N: np.ndarray,
+    key: jax.Array,
+    *,
+    draft_params: typing.Params | None,
+    trainer: spot_trainer.SpotTrainer | None,
+  ) -> Outcome:
+    """Answers every row once.
+
+    Args:
+      params: The policy's.
+      prompts_NP: A prompt for each answer, padded on the right.
+      prompt_lengths_N: Real tokens.
+      groups_N: The same number for answers to one prompt.
+      key: A typed random key; row n draws with the coins of row n whatever
+        worker it falls to.
+      draft_params: Of the draft model, where speculation needs one.
+      trainer: Whose drafter is trained by workers without answers; None lets
+        them idle.
+    """
+    pool = texts.TextPool(
+      self._config.num_texts,
+      prompts_NP.shape[1] + self._sampling.max_new_tokens,
+    )
+    shared = rollout_worker.Shared(
+      params=params,
+      prompts_NP=prompts_NP,
+      prompt_lengths_N=prompt_lengths_N,
+      groups_N=groups_N,
+      key=key,
+      draft_params=draft_params,
+      queue=row_queue_lib.RowQueue(_order(groups_N)),
+      pool=pool,
+      trainer=trainer,
+      num_busy=len(self._workers),
+    )
+    found: dict[int, tuple[job.Generation, float]] = {}
+    start = time.perf_counter()
+
+    def work(index: int) -> None:
+      try:
+        found[index] = self._workers[index].answer(shared)
+      # Whatever it is, the others must not wait for this worker.
+      except BaseException as error:
+        shared.failure = error
+        shared.ended.set()
+
+    threads = [
+      threading.Thread(target=work, args=(i,), daemon=True)
+      for i in range(len(self._workers))
+    ]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    secs = time.perf_counter() - start
+    if shared.failure is not None:
+      raise shared.failure
+    return self._collect(
+      list(found.values()),
+      start=start,
+      secs=secs,
+      trainer=trainer,
+    )
+
+  def get_state(self) -> list[dict[str, Any]]:
+    """What the bandits have learnt, as JSON can hold it."""
+    return [worker.chooser.to_dict() for worker in self._workers]
+
+  def set_state(self, saved: list[dict[str, Any]]) -> None:
+    """Goes on from `get_state`, of as many workers or fewer."""
+    for worker, state in zip(self._workers, saved, strict=False):
+      worker.chooser.restore(state)
+
+  def _collect(
+    self,
+    found: list[tuple[job.Generation, float]],
+    *,
+    start: float,
+    secs: float,
+    trainer: spot_trainer.SpotTrainer | None,
+  ) -> Outcome:
+    """Every row was answered by one worker and is 0 with the others."""
+    completions = [generation.completion for generation, _ in found]
+    stats = [generation.stats for generation, _ in found]
+    # Workers compile side by side; what they waited for is not rollout.
+    compile_secs = max(s.compile_secs for s in stats)
+    rounds: collections.Counter[str] = collections.Counter()
+    sizes: collections.Counter[int] = collections.Counter()
+    for one in stats:
+      sizes.update(one.rounds_by_size)
+      rounds.update({s.name: n for s, n in one.rounds_by_shape.items()})
+    worker_secs = tuple(end - start - compile_secs for _, end in found)
+    return Outcome(
+      tokens_NT=np.sum([c.tokens for c in completions], 0),
+      lengths_N=np.sum([c.lengths for c in completions], 0),
+      log_probs_NT=np.sum([c.log_probs for c in completions], 0),
+      secs=secs - compile_secs,
+      worker_secs=worker_secs,
+      num_passes=sum(s.num_passes for s in stats),
+      num_decoded=sum(s.num_decoded for s in stats),
+      rounds_by_shape=dict(rounds),
+      rounds_by_size=dict(sizes),
+      compile_secs=compile_secs,
+      saved_secs=sum(s.saved_secs for s in stats),
+      training=(
+        spot_trainer.Effort() if trainer is None else trainer.take_effort()
+      ),
+    )
+
+
+def _drafter(
+  speculation: Speculation, model: transformer.TransformerConfig
+) -> state_lib.Drafter | None:
+  if speculation == 'off':
+    return None
+  if speculation == 'ngram':
+    return drafting.model_free()
+  if speculation == 'learned':
+    return model_draft.drafter(model)
+  return drafting.union(model)
+
+
+def _order(groups_N: np.ndarray) -> list[int]:
+  """First one answer of every group, then a second: later ones copy earlier."""
+  order = np.argsort(groups_N, kind='stable')
+  _, first, group_N = np.unique(
+    groups_N[order], return_index=True, return_inverse=True
+  )
+  place_N = np.arange(len(order)) - first[group_N]
+  return order[np.argsort(place_N, kind='stable')].tolist()

@@ -1,0 +1,127 @@
+"""A worker of a rollout: an engine on a device, and what workers share."""
+
+import dataclasses
+import functools
+import threading
+import time
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.speculative import engine, job, row_queue, strategy
+from efficient_llm.tlt import spot_trainer, texts
+
+Speculation = Literal['off', 'ngram', 'learned', 'union']
+
+
+@dataclasses.dataclass
+class Shared:
+  """What the workers of one step share.
+
+  Attributes:
+    key: Row n draws with the coins of row n whatever worker it falls to.
+    queue: Answers that nobody has begun.
+    pool: Finished answers to copy from.
+    num_busy: Workers that may still find an answer.
+    ended: Set with the last answer, or a failure.
+  """
+
+  params: Any
+  prompts_NP: np.ndarray
+  prompt_lengths_N: np.ndarray
+  groups_N: np.ndarray
+  key: Any
+  draft_params: Any
+  queue: row_queue.RowQueue
+  pool: texts.TextPool
+  trainer: spot_trainer.SpotTrainer | None
+  num_busy: int
+  ended: threading.Event = dataclasses.field(default_factory=threading.Event)
+  lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+  failure: BaseException | None = None
+
+
+@dataclasses.dataclass
+class Worker:
+  """An engine on a device, and its bandit."""
+
+  device: Any
+  engine: engine.Engine
+  chooser: strategy.Strategy
+  speculation: Speculation
+  sampling: sampling_lib.SamplingConfig
+
+  def answer(self, shared: Shared) -> tuple[job.Generation, float]:
+    """Answers until none is left, then trains the drafter till the end."""
+    with jax.default_device(self.device):
+      place = functools.partial(jax.device_put, device=self.device)
+      generation = self.engine.generate(
+        place(shared.params),
+        shared.prompts_NP,
+        shared.prompt_lengths_N,
+        self.sampling,
+        place(shared.key),
+        draft_params=self._draft_params(shared, place),
+        groups_N=shared.groups_N,
+        refresh=self._refresh(shared, place),
+        finished=functools.partial(_finished, shared),
+        queue=shared.queue,
+      )
+      end = time.perf_counter()
+      with shared.lock:
+        shared.num_busy -= 1
+        if not shared.num_busy:
+          shared.ended.set()
+      if shared.trainer is not None:
+        shared.trainer.train_until(shared.ended, self.device)
+    return generation, end
+
+  def _draft_params(self, shared: Shared, place: Any) -> Any:
+    copied = place(shared.pool.arrays())
+    return {
+      'off': lambda: None,
+      'ngram': lambda: copied,
+      'learned': lambda: place(shared.draft_params),
+      'union': lambda: {
+        'learned': place(shared.draft_params),
+        'model_free': copied,
+      },
+    }[self.speculation]()
+
+  def _refresh(self, shared: Shared, place: Any) -> job.Refresh | None:
+    """What a worker asks between stretches: newer texts, a newer drafter."""
+    copies = self.speculation in ('ngram', 'union')
+    learns = self.speculation in ('learned', 'union')
+    trainer = shared.trainer if learns else None
+    if not copies and trainer is None:
+      return None
+    seen = [0, 0 if trainer is None else trainer.version]
+
+    def refresh() -> job.Refreshed | None:
+      newer_texts = newer_drafter = None
+      if copies and shared.pool.version != seen[0]:
+        seen[0] = shared.pool.version
+        newer_texts = place(shared.pool.arrays())
+      if trainer is not None and trainer.version != seen[1]:
+        seen[1], published = trainer.published()
+        newer_drafter = place(published)
+        if self.speculation == 'union':
+          newer_drafter = {
+            'learned': newer_drafter,
+            'model_free': place(shared.pool.arrays()),
+          }
+      if newer_texts is None and newer_drafter is None:
+        return None
+      return job.Refreshed(draft_params=newer_drafter, texts=newer_texts)
+
+    return refresh
+
+
+def _finished(shared: Shared, row: int, tokens: np.ndarray) -> None:
+  length = shared.prompt_lengths_N[row]
+  text = np.concatenate([shared.prompts_NP[row, :length], tokens])
+  shared.pool.add(int(shared.groups_N[row]), text)
+  if shared.trainer is not None:
+    shared.trainer.data.add(text)

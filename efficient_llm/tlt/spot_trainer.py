@@ -1,0 +1,297 @@
+"""Trains the drafter in time that is left over, a step at a time.
+
+Workers without answers call `train_until`; it stops within one step of being
+asked.
+"""
+
+import dataclasses
+import threading
+import time
+from typing import Any, Literal
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+
+from efficient_llm import optimizer as optimizer_lib
+from efficient_llm import sharding, typing
+from efficient_llm.models import transformer
+from efficient_llm.speculative import drafter, drafter_loss, drafter_program
+from efficient_llm.tlt import drafter_data
+from efficient_llm.training import loop as loop_lib
+from efficient_llm.training import state as state_lib
+
+# More than a run will ever make; schedules that end are not for idle time.
+_NUM_STEPS = 10_000_000
+_WAIT_SECS = 0.05
+
+Mode = Literal['adaptive', 'frozen', 'separate']
+
+
+@dataclasses.dataclass(frozen=True)
+class SpotConfig:
+  """How the drafter is kept up to date.
+
+  Attributes:
+    mode: 'adaptive' trains in idle time; 'frozen' never; 'separate' in a stage
+      of its own after the rollouts, which the step waits for.
+    batch_size: Rows of a batch, into which answers are packed.
+    publish_every: Training steps between two drafters that workers take up.
+    separate_steps: Training steps of the stage of its own.
+    max_steps: Of training in one step of the run; more idle time is left idle.
+    max_texts: Answers of a step that are kept.
+  """
+
+  mode: Mode = 'adaptive'
+  batch_size: int = 2
+  publish_every: int = 4
+  separate_steps: int = 4
+  max_steps: int = 64
+  max_texts: int = 512
+  loss: drafter_loss.DrafterLossConfig = drafter_loss.DrafterLossConfig()
+  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
+    learning_rate=1e-3, schedule='constant', warmup_steps=0
+  )
+
+  def validate(self) -> None:
+    """Checks ranges; raises ValueError with one line."""
+    typing.check_choices(self, name='drafter')
+    for name in (
+      'batch_size',
+      'publish_every',
+      'separate_steps',
+      'max_steps',
+      'max_texts',
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'drafter.{name}={getattr(self, name)} must be at least 1; raise it.'
+        )
+    self.loss.validate()
+    self.optimizer.validate()
+
+
+@dataclasses.dataclass
+class Effort:
+  """What was done in one step of the run.
+
+  Attributes:
+    num_steps: Of drafter training.
+    secs: Spent in them, without compilation.
+    acceptance: Of the first token of a draft, at the last training step.
+    num_published: Drafters that workers could take up.
+  """
+
+  num_steps: int = 0
+  secs: float = 0.0
+  acceptance: float = float('nan')
+  num_published: int = 0
+
+
+class SpotTrainer:
+  """The drafter's training state and data; one worker at a time trains.
+
+  Attributes:
+    data: Answers of this step of the run and the one before.
+    version: Counts published drafters.
+    is_ready: Whether it has a drafter.
+    is_healthy: False from a loss on that is not finite: nothing is trained or
+      published any more.
+    staleness: Steps of the run since the drafter last learnt.
+  """
+
+  def __init__(
+    self,
+    config: SpotConfig,
+    model: transformer.TransformerConfig,
+    *,
+    sequence_length: int,
+    pad_id: int,
+    seed: int,
+  ):
+    """Prepares training; `restore` gives it a drafter.
+
+    Args:
+      config: Checked here.
+      model: The policy.
+      sequence_length: Tokens in a row; holds the longest answer.
+      pad_id: Of the tokenizer.
+      seed: Of the choice of answers.
+    """
+    config.validate()
+    self._config, self._model = config, model
+    self.data = drafter_data.DrafterData(
+      batch_size=config.batch_size,
+      sequence_length=sequence_length,
+      pad_id=pad_id,
+      max_texts=config.max_texts,
+      seed=seed,
+    )
+    self._programs: dict[Any, drafter_program.Program] = {}
+    self._lock = threading.Lock()
+    self._publish_lock = threading.Lock()
+    self._effort = Effort()
+    self.version, self.staleness = 0, 0
+    self.is_healthy, self.is_ready = True, False
+
+  def init_state(self, params: typing.Params) -> state_lib.TrainState:
+    """The training state of a drafter that was trained before."""
+    optimizer = optimizer_lib.make_optimizer(
+      self._config.optimizer,
+      drafter.logical_axes(self._model),
+      num_steps=_NUM_STEPS,
+    )
+    return state_lib.create(params, optimizer, jax.random.key(0))
+
+  def compile(self, policy: typing.Params, device: Any) -> None:
+    """Compiles the step for a device, so that idle time is for training."""
+    if self._config.mode == 'frozen':
+      return
+    state, placed = self._placed(policy, device)
+    self._step(state, self.data.empty_batch(), placed, device)
+
+  def restore(self, state: state_lib.TrainState) -> None:
+    """Takes over a training state; publishes its parameters."""
+    self._state = jax.device_get(state)
+    self._published = self._state.params
+    self.is_ready = True
+
+  @property
+  def state(self) -> state_lib.TrainState:
+    """As of now, numpy arrays."""
+    return self._state
+
+  def published(self) -> tuple[int, typing.Params]:
+    """The newest drafter and its number."""
+    with self._publish_lock:
+      return self.version, self._published
+
+  def begin(self, params: typing.Params) -> None:
+    """Begins a step of the run.
+
+    Args:
+      params: The policy's, which the drafter is trained to foresee.
+    """
+    self._policy = params
+    self._effort = Effort()
+    self.staleness += 1
+    self.data.begin_step()
+
+  def train_until(self, ended: threading.Event, device: Any) -> None:
+    """Trains in idle time until the event, if the mode is to do so.
+
+    One worker at a time trains; others return at once.
+    """
+    if self._config.mode != 'adaptive':
+      return
+    if not self._lock.acquire(blocking=False):
+      return
+    try:
+      self._train(device, ended, self._config.max_steps)
+    finally:
+      self._lock.release()
+
+  def train_separately(self, params: typing.Params, device: Any) -> None:
+    """The stage of its own, for the policy as it has become."""
+    if self._config.mode == 'separate':
+      self._policy = params
+      self._train(device, threading.Event(), self._config.separate_steps)
+
+  def take_effort(self) -> Effort:
+    """What has been done since `begin`."""
+    return self._effort
+
+  def get_state(self) -> dict[str, Any]:
+    """Data and counters, as JSON can hold them."""
+    return {
+      'data': self.data.get_state(),
+      'staleness': self.staleness,
+      'is_healthy': self.is_healthy,
+    }
+
+  def set_state(self, saved: dict[str, Any]) -> None:
+    """Goes on from `get_state`."""
+    self.data.set_state(saved['data'])
+    self.staleness = saved['staleness']
+    self.is_healthy = saved['is_healthy']
+
+  def _train(self, device: Any, ended: threading.Event, most: int) -> None:
+    start, effort = time.perf_counter(), self._effort
+    state, policy = self._placed(self._policy, device)
+    while not ended.is_set() and self.is_healthy and effort.num_steps < most:
+      batch = self.data.batch()
+      if batch is None:
+        # A moment later an answer may have ended.
+        ended.wait(_WAIT_SECS)
+        continue
+      state, metrics = self._step(state, batch, policy, device)
+      if not metrics['finite']:
+        self._give_up(metrics['loss'])
+        return
+      effort.num_steps += 1
+      effort.acceptance = float(metrics['acceptance_1'])
+      if effort.num_steps % self._config.publish_every == 0:
+        self._publish(state)
+    if effort.num_steps % self._config.publish_every:
+      self._publish(state)
+    effort.secs += time.perf_counter() - start
+
+  def _step(
+    self,
+    state: state_lib.TrainState,
+    batch: typing.Batch,
+    policy: typing.Params,
+    device: Any,
+  ) -> tuple[state_lib.TrainState, typing.Metrics]:
+    program = self._program(device)
+    placed = jax.device_put(dict(batch), program.batch_sharding)
+    with jax.set_mesh(self._mesh(device)):
+      state, metrics = program.train_step(state, placed, policy)
+    return state, jax.device_get(metrics)
+
+  def _placed(
+    self, policy: typing.Params, device: Any
+  ) -> tuple[state_lib.TrainState, typing.Params]:
+    """As the step's results lie, so that it is compiled once."""
+    program = self._program(device)
+    return jax.tree.map(
+      lambda x, like: jax.device_put(x, like.sharding),
+      (self._state, policy),
+      (program.abstract_state, program.abstract_target),
+    )
+
+  def _publish(self, state: state_lib.TrainState) -> None:
+    # Copied to the host, as the next step overwrites the device's.
+    fetched = jax.device_get(state)
+    with self._publish_lock:
+      self._state, self._published = fetched, fetched.params
+      self.version += 1
+      self.staleness = 0
+      self._effort.num_published += 1
+
+  def _give_up(self, loss: float) -> None:
+    """Goes on without: what was published before stays as it was."""
+    self.is_healthy = False
+    logging.error(
+      'Drafter: loss=%s is not finite; it is trained no more and the run goes '
+      'on with the last good one; lower drafter.optimizer.learning_rate.',
+      float(loss),
+    )
+
+  def _program(self, device: Any) -> drafter_program.Program:
+    if device not in self._programs:
+      self._programs[device] = drafter_program.build(
+        self._drafter_config(), self._model, self._mesh(device)
+      )
+    return self._programs[device]
+
+  def _mesh(self, device: Any) -> Mesh:
+    return sharding.make_mesh(sharding.MeshConfig(), devices=[device])
+
+  def _drafter_config(self) -> drafter_program.DrafterConfig:
+    return drafter_program.DrafterConfig(
+      loss=self._config.loss,
+      optimizer=self._config.optimizer,
+      # A step that is not finite changes nothing.
+      loop=loop_lib.LoopConfig(num_steps=_NUM_STEPS, nonfinite='skip'),
+    )

@@ -1,0 +1,76 @@
+"""What a run begins with: a model and its drafter, made first where missing."""
+
+import dataclasses
+import pathlib
+
+from efficient_llm import typing
+from efficient_llm.data import tokenizer as tokenizer_lib
+from efficient_llm.data.tasks import registry
+from efficient_llm.data.tasks import task as task_lib
+from efficient_llm.speculative import drafter_training, target_run
+from efficient_llm.tlt import problems
+from efficient_llm.tlt.config import TltConfig
+from efficient_llm.training import loop as loop_lib
+from efficient_llm.training import pretrain
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """What a run of reinforcement learning begins with.
+
+  Attributes:
+    target: Checkpoint of the model.
+    drafter_params: Of a drafter for it; None where none is needed.
+    task: The problems.
+  """
+
+  target: target_run.TargetRun
+  drafter_params: typing.Params | None
+  task: task_lib.Task
+
+
+def prepare(
+  config: TltConfig, workdir: pathlib.Path
+) -> Start | loop_lib.Outcome:
+  """Makes the model and the drafter that the run begins with, if need be.
+
+  Returns:
+    What was made, or how the stage ended that a signal interrupted.
+  """
+  task = registry.make(config.task)
+  folder = config.checkpoint
+  if folder is None:
+    folder = workdir / 'supervised'
+    outcome = _supervise(config, task, folder)
+    if outcome.stopped_by is not None:
+      return outcome
+  target = target_run.find(folder)
+  if not config.needs_model:
+    return Start(target, None, task)
+  drafter = config.first_drafter
+  if drafter is None:
+    drafter = workdir / 'first_drafter'
+    warmup = dataclasses.replace(config.warmup, target=str(target.workdir))
+    outcome = drafter_training.train(warmup, workdir=drafter)
+    if outcome.stopped_by is not None:
+      return outcome
+  return Start(target, drafter_training.load(drafter).params, task)
+
+
+def _supervise(
+  config: TltConfig, task: task_lib.Task, folder: pathlib.Path
+) -> loop_lib.Outcome:
+  """Makes a model from worked examples, as any pre-training run."""
+  path, tokenizer = problems.write_worked(
+    task, num_examples=config.num_examples, folder=folder
+  )
+  data = dataclasses.replace(config.supervised.data, path=str(path))
+  model = config.supervised.model
+  if tokenizer is not None:
+    data = dataclasses.replace(data, tokenizer=str(tokenizer))
+    size = tokenizer_lib.load(str(tokenizer)).vocab_size
+    model = dataclasses.replace(model, vocab_size=-(-size // 16) * 16)
+  return pretrain.train(
+    dataclasses.replace(config.supervised, data=data, model=model),
+    workdir=folder,
+  )

@@ -1,0 +1,300 @@
+"""The step of a run: answer, reward, update, and what belongs to it."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from efficient_llm import sharding, typing
+from efficient_llm.tlt import (
+  batches,
+  finish,
+  problems,
+  rewards,
+  rollout,
+  spot_trainer,
+  update,
+)
+from efficient_llm.tlt import start as start_lib
+from efficient_llm.tlt import state as state_lib
+from efficient_llm.tlt.config import TltConfig
+from efficient_llm.training import state as train_state
+
+
+class Trainer(contextlib.AbstractContextManager):
+  """The parts of a run of reinforcement learning, and its step.
+
+  It is the loop's source of batches too, as what a checkpoint must know of
+  problems, drafter data and bandits is here.
+  """
+
+  def __init__(self, config: TltConfig, start: start_lib.Start):
+    """Starts reward workers and compiles the drafter's step.
+
+    Args:
+      config: The run.
+      start: From `start.prepare`.
+    """
+    self._config, self._start = config, start
+    self._tokenizer = finish.load_tokenizer(start.target)
+    eos, pad = self._tokenizer.eos_id, self._tokenizer.pad_id
+    if eos is None:
+      raise ValueError(
+        'Answers end with the end-of-text token, which this tokenizer lacks; '
+        'use another --config.checkpoint.'
+      )
+    self._next_step = 0
+    self._mesh = sharding.make_mesh(config.mesh)
+    devices = [
+      device
+      for device in self._mesh.devices.flat
+      if device.process_index == jax.process_index()
+    ]
+    self.workers = rollout.Workers(
+      config.rollout, start.target.model, stop_tokens=(eos,), devices=devices
+    )
+    self._devices = devices
+    self._updater = update.Updater(
+      config.update,
+      start.target.model,
+      self._mesh,
+      sampling=config.rollout.sampling,
+      num_answers=config.rollout.num_prompts * config.rollout.group_size,
+      num_steps=config.loop.num_steps,
+      pad_id=pad or 0,
+    )
+    self.spot: spot_trainer.SpotTrainer | None = None
+    if config.needs_model:
+      self.spot = spot_trainer.SpotTrainer(
+        config.drafter,
+        start.target.model,
+        sequence_length=config.update.sequence_length,
+        pad_id=pad or 0,
+        seed=config.seed,
+      )
+    self._reference = None
+    reward = config.reward
+    if reward.function is None:
+      reward = dataclasses.replace(reward, function=start.task.reward)
+    self._rewards = rewards.RewardPool(reward)
+
+  def __exit__(self, *error: object) -> None:
+    self._rewards.close()
+
+  def init_state(self) -> state_lib.TltState:
+    """The state before the first step."""
+    params = self._start_params()
+    key = jax.random.key(self._config.seed)
+    policy = train_state.create(params, self._updater.optimizer, key)
+    drafter = None
+    if self.spot is not None:
+      assert self._start.drafter_params is not None
+      drafter = self.spot.init_state(self._start.drafter_params)
+    return state_lib.TltState(
+      step=jnp.int32(0),
+      params=policy.params,
+      opt_state=jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding),
+        policy.opt_state,
+        self._updater.abstract_state.opt_state,
+      ),
+      key=policy.key,
+      num_updates=policy.step,
+      drafter=drafter,
+    )
+
+  @property
+  def abstract_state(self) -> state_lib.TltState:
+    policy = self._updater.abstract_state
+    drafter = None
+    if self.spot is not None:
+      drafter = jax.eval_shape(self.spot.init_state, self._start.drafter_params)
+    return state_lib.TltState(
+      step=policy.step,
+      params=policy.params,
+      opt_state=policy.opt_state,
+      key=policy.key,
+      num_updates=policy.step,
+      drafter=drafter,
+    )
+
+  def __next__(self) -> Mapping[str, Any]:
+    self._next_step += 1
+    return {'step': self._next_step - 1}
+
+  def get_state(self) -> dict[str, Any]:
+    """Where problems, drafter data and bandits stand, as JSON can hold it."""
+    return {
+      'next_step': self._next_step,
+      'next_example': self._next_step * self._config.rollout.num_prompts,
+      'bandits': self.workers.get_state(),
+      'drafter': None if self.spot is None else self.spot.get_state(),
+    }
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes back there; bandits of another configuration begin anew."""
+    self._next_step = state['next_step']
+    try:
+      self.workers.set_state(state['bandits'])
+    except ValueError as error:
+      logging.warning('%s', error)
+    if self.spot is not None and state['drafter'] is not None:
+      self.spot.set_state(state['drafter'])
+
+  def step(
+    self, state: state_lib.TltState, batch: Mapping[str, Any]
+  ) -> tuple[state_lib.TltState, dict[str, Any]]:
+    """One step of the run; gives the new state and metrics."""
+    config, step = self._config, batch['step']
+    prompts = self.prompts(step)
+    answered = self.last_outcome = self.answer_step(state, step)
+    scores = self._rewards.score(
+      prompts.texts, self._decode(answered), {'answer': prompts.answers}
+    )
+    rollouts = _rollouts(prompts, answered, scores, step=step)
+    start = time.perf_counter()
+    policy, found = self._updater.update(
+      state.policy, rollouts, reference_params=self._reference_params()
+    )
+    jax.block_until_ready(policy.params)
+    update_secs = time.perf_counter() - start
+    drafter = None
+    separate_secs = 0.0
+    if self.spot is not None:
+      start = time.perf_counter()
+      self.spot.train_separately(policy.params, self._devices[0])
+      if config.drafter.mode == 'separate':
+        separate_secs = time.perf_counter() - start
+      drafter = self.spot.state
+    metrics = finish.step_metrics(answered, scores, found, spot=self.spot)
+    metrics |= {'update_secs': update_secs, 'drafter_secs': separate_secs}
+    metrics['step_secs'] = sum(
+      metrics[f'{name}_secs']
+      for name in ('rollout', 'reward', 'update', 'drafter')
+    )
+    finish.show(step + 1, metrics)
+    return state.after(policy, drafter), metrics
+
+  def answer_step(
+    self, state: state_lib.TltState, step: int
+  ) -> rollout.Outcome:
+    """Answers the problems of a step with its coins."""
+    if self.spot is not None:
+      self._begin_drafter(state)
+    prompts = self.prompts(step)
+    key = jax.random.fold_in(jax.random.key(self._config.seed), step)
+    return self.workers.run(
+      state.params,
+      prompts.tokens_NP,
+      prompts.lengths_N,
+      prompts.groups_N,
+      key,
+      draft_params=None if self.spot is None else self.spot.published()[1],
+      trainer=self.spot,
+    )
+
+  def prompts(self, step: int) -> problems.Prompts:
+    """The problems of a step, a function of its number."""
+    config, task = self._config, self._start.task
+    first = step * config.rollout.num_prompts
+    numbers = np.arange(first, first + config.rollout.num_prompts)
+    # Behind the worked examples, as long as there are others.
+    numbers += config.num_examples if task.num_problems is None else 0
+    if task.num_problems is not None:
+      numbers %= task.num_problems
+    return problems.encode(
+      [task.problem(int(n), split='train') for n in numbers],
+      self._tokenizer,
+      group_size=config.rollout.group_size,
+      max_prompt_tokens=config.max_prompt_tokens,
+    )
+
+  def evaluate(self, state: state_lib.TltState) -> dict[str, float]:
+    """The mean reward of one answer to each of some held-out problems."""
+    config, task = self._config, self._start.task
+    count = config.eval_problems
+    if task.num_validation_problems is not None:
+      count = min(count, task.num_validation_problems)
+    prompts = problems.encode(
+      [task.problem(n, split='validation') for n in range(count)],
+      self._tokenizer,
+      group_size=1,
+      max_prompt_tokens=config.max_prompt_tokens,
+    )
+    key = jax.random.fold_in(jax.random.key(config.seed), 2**31)
+    if self.spot is not None and not self.spot.is_ready:
+      self._begin_drafter(state)
+    answered = self.workers.run(
+      state.params,
+      prompts.tokens_NP,
+      prompts.lengths_N,
+      prompts.groups_N,
+      key,
+      draft_params=None if self.spot is None else self.spot.published()[1],
+      trainer=None,
+    )
+    scores = self._rewards.score(
+      prompts.texts, self._decode(answered), {'answer': prompts.answers}
+    )
+    return {
+      'reward': finish.mean_reward(scores),
+      'unparsable': float(scores.unparsable_N.mean()),
+    }
+
+  def _begin_drafter(self, state: state_lib.TltState) -> None:
+    """Hands the state's drafter over where a run begins or goes on."""
+    assert self.spot is not None
+    assert state.drafter is not None
+    if not self.spot.is_ready:
+      self.spot.restore(state.drafter)
+      for device in self._devices:
+        self.spot.compile(state.params, device)
+    self.spot.begin(state.params)
+
+  def _decode(self, answered: rollout.Outcome) -> list[str]:
+    return [
+      self._tokenizer.decode(tokens[:length].tolist())
+      for tokens, length in zip(
+        answered.tokens_NT, answered.lengths_N, strict=True
+      )
+    ]
+
+  def _start_params(self) -> typing.Params:
+    return self._start.target.restore_params(
+      self._updater.abstract_state.params
+    )
+
+  def _reference_params(self) -> typing.Params | None:
+    if not self._config.update.policy.kl_weight:
+      return None
+    if self._reference is None:
+      self._reference = self._start_params()
+    return self._reference
+
+
+def _rollouts(
+  prompts: problems.Prompts,
+  answered: rollout.Outcome,
+  scores: rewards.Scores,
+  *,
+  step: int,
+) -> batches.Rollouts:
+  """Answers with their rewards; groups with a failed reward are left out."""
+  failed = np.isin(prompts.groups_N, prompts.groups_N[scores.failed_N])
+  kept = batches.Rollouts(
+    prompts_NP=prompts.tokens_NP,
+    prompt_lengths_N=prompts.lengths_N,
+    tokens_NT=answered.tokens_NT,
+    lengths_N=answered.lengths_N,
+    log_probs_NT=answered.log_probs_NT,
+    rewards_N=scores.rewards_N,
+    groups_N=prompts.groups_N,
+    step=step,
+  )
+  return kept.take(~failed)

@@ -1,0 +1,98 @@
+"""Reinforcement learning whose long tail is decoded speculatively (TLT).
+
+./run.sh python -m experiments.tlt --workdir=out/tlt
+
+Without --checkpoint a model is made first, from worked examples of the task.
+At the end the folder holds the policy and, in drafter/, its drafter:
+
+./run.sh python -m experiments.generate --checkpoint=out/tlt \
+  --drafter=out/tlt/drafter --prompts=prompts.txt
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+
+import jax
+from absl import flags
+
+from efficient_llm.tlt import compare, rewards, train
+from efficient_llm.tlt.config import TltConfig
+from efficient_llm.training import loop, processes
+from experiments import runner
+
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'Folder of the run whose model is gone on from.'
+)
+_TASK = flags.DEFINE_string('task', None, 'Short for --config.task.name.')
+_AB = flags.DEFINE_integer(
+  'ab', None, 'Only answer so many steps with and without TLT, and compare.'
+)
+_WORKERS = flags.DEFINE_integer(
+  'cpu_workers', None, 'Rollout workers on a CPU, each with one core.'
+)
+
+
+def run(config: TltConfig, workdir: pathlib.Path) -> int:
+  """Trains and says where to look."""
+  config = with_flags(config)
+  processes.on_first(lambda: runner.write_config(config, workdir))
+  if _AB.value is not None:
+    return _compare(config, workdir)
+  try:
+    outcome = train.train(config, workdir=workdir)
+  except rewards.RewardError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return runner.FAILED
+  if outcome.stopped_by is not None:
+    runner.say(f'Stopped by {outcome.stopped_by}; the same command continues.')
+    return runner.STOPPED
+  runner.say(f'Report: {workdir / "report.html"}')
+  return runner.DONE
+
+
+def _compare(config: TltConfig, workdir: pathlib.Path) -> int:
+  result = compare.compare(config, workdir=workdir, num_steps=_AB.value or 0)
+  if isinstance(result, loop.Outcome):
+    runner.say(f'Stopped by {result.stopped_by}; the same command continues.')
+    return runner.STOPPED
+  runner.say(
+    f'Rollouts {result["speedup_rollout"]:.2f} times as fast with TLT, '
+    f'{result["acceptance_length"]:.2f} tokens a target pass.'
+  )
+  return runner.DONE
+
+
+def with_flags(config: TltConfig) -> TltConfig:
+  """The configuration with what the flags say."""
+  if _CHECKPOINT.value is not None:
+    folder = str(pathlib.Path(_CHECKPOINT.value).absolute())
+    config = dataclasses.replace(config, checkpoint=folder)
+  if _TASK.value is not None:
+    task = dataclasses.replace(config.task, name=_TASK.value)
+    config = dataclasses.replace(config, task=task)
+  return config
+
+
+def start_cpu_workers() -> None:
+  """Makes a device of each core, as XLA gives one device all of them."""
+  count = _WORKERS.value
+  if count is None:
+    return
+  if count < 1:
+    raise ValueError(f'--cpu_workers={count} must be at least 1.')
+  jax.config.update('jax_num_cpu_devices', count)
+  # Read when the first device is asked for, which is later.
+  options = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{options} --xla_cpu_multi_thread_eigen=false'
+
+
+if __name__ == '__main__':
+  runner.main(
+    run,
+    default_config='experiments/configs/tlt_cpu.py',
+    config_type=TltConfig,
+    workdir='out/tlt',
+    before_jax=start_cpu_workers,
+  )

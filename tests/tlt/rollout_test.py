@@ -1,0 +1,257 @@
+"""Workers side by side answer every prompt once, whoever takes it."""
+
+import dataclasses
+import functools
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from efficient_llm.models import presets, sampling, transformer
+from efficient_llm.speculative import drafter, drafter_loss, strategy
+from efficient_llm.tlt import rollout, spot_trainer, texts
+
+pytestmark = pytest.mark.usefixtures('compilation_cache')
+
+_CONFIG = presets.get('test', vocab_size=13, max_positions=64)
+_ROLLOUT = rollout.RolloutConfig(
+  num_prompts=3,
+  group_size=2,
+  max_live=2,
+  rounds_at_once=2,
+  num_texts=4,
+  sampling=sampling.SamplingConfig(16),
+  strategy=strategy.StrategyConfig(arms=('3_1_4',), thresholds=(1,)),
+)
+_PROMPTS = np.repeat(
+  np.asarray([[1, 2, 3, 0], [4, 5, 0, 0], [6, 0, 0, 0]]), 2, 0
+)
+_LENGTHS = np.repeat([3, 2, 1], 2)
+_GROUPS = np.repeat([0, 1, 2], 2)
+
+
+@functools.lru_cache
+def _params() -> Any:
+  # Sharper than a fresh model, so that drafts are sometimes right.
+  params = transformer.init(_CONFIG, jax.random.key(0))
+  return jax.tree.map(lambda x: 2.0 * x if x.ndim > 1 else x, params)
+
+
+def _trainer(**changes: Any) -> spot_trainer.SpotTrainer:
+  config = spot_trainer.SpotConfig(
+    batch_size=1,
+    publish_every=1,
+    loss=drafter_loss.DrafterLossConfig(num_passes=1),
+  )
+  trainer = spot_trainer.SpotTrainer(
+    dataclasses.replace(config, **changes),
+    _CONFIG,
+    sequence_length=24,
+    pad_id=0,
+    seed=0,
+  )
+  draft_params = drafter.init(_CONFIG, jax.random.key(1), _params())
+  trainer.restore(trainer.init_state(draft_params))
+  return trainer
+
+
+def _run(
+  speculation: rollout.Speculation,
+  num_workers: int,
+  trainer: spot_trainer.SpotTrainer | None = None,
+) -> rollout.Outcome:
+  workers = rollout.Workers(
+    dataclasses.replace(_ROLLOUT, speculation=speculation),
+    _CONFIG,
+    stop_tokens=(5,),
+    devices=jax.devices()[:1] * num_workers,
+  )
+  draft_params = drafter.init(_CONFIG, jax.random.key(1), _params())
+  return workers.run(
+    _params(),
+    _PROMPTS,
+    _LENGTHS,
+    _GROUPS,
+    jax.random.key(2),
+    draft_params=draft_params,
+    trainer=trainer,
+  )
+
+
+@functools.lru_cache
+def _plain() -> sampling.Completion:
+  return sampling.generate(
+    _CONFIG,
+    _params(),
+    np.asarray(_PROMPTS, np.int32),
+    np.asarray(_LENGTHS, np.int32),
+    sampling.SamplingConfig(16, stop_tokens=(5,)),
+    jax.random.key(2),
+  )
+
+
+@pytest.mark.parametrize(
+  ('speculation', 'num_workers'), [('off', 2), ('ngram', 2), ('union', 1)]
+)
+def test_answers_are_those_of_plain_decoding(
+  speculation: rollout.Speculation, num_workers: int
+) -> None:
+  outcome = _run(speculation, num_workers)
+  np.testing.assert_array_equal(outcome.tokens_NT, _plain().tokens)
+  np.testing.assert_array_equal(outcome.lengths_N, _plain().lengths)
+  np.testing.assert_allclose(
+    outcome.log_probs_NT, _plain().log_probs, atol=1e-4
+  )
+  assert len(outcome.worker_secs) == num_workers
+  assert outcome.idle_secs >= 0
+
+
+def test_a_drafter_trained_meanwhile_changes_no_answer() -> None:
+  trainer = _trainer()
+  trainer.begin(_params())
+  outcome = _run('union', 2, trainer)
+  np.testing.assert_array_equal(outcome.tokens_NT, _plain().tokens)
+  # All answers are there to learn from.
+  saved = trainer.data.get_state()['texts'][-1]
+  expected = sorted(
+    _PROMPTS[n, : _LENGTHS[n]].tolist()
+    + np.asarray(_plain().tokens[n, : _plain().lengths[n]]).tolist()
+    for n in range(6)
+  )
+  assert sorted(saved) == expected
+
+
+def test_a_worker_that_fails_ends_the_step(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  def fail(text: np.ndarray) -> None:
+    raise RuntimeError('no room')
+
+  trainer = _trainer()
+  monkeypatch.setattr(trainer.data, 'add', fail)
+  trainer.begin(_params())
+  with pytest.raises(RuntimeError, match='no room'):
+    _run('union', 2, trainer)
+
+
+def test_first_one_answer_of_each_group_is_begun() -> None:
+  assert rollout._order(_GROUPS) == [0, 2, 4, 1, 3, 5]
+
+
+def test_the_newest_texts_stay() -> None:
+  pool = texts.TextPool(2, 4)
+  for group, tokens in enumerate(([1], [2, 2], [3, 3, 3])):
+    pool.add(group, np.asarray(tokens))
+  arrays = pool.arrays()
+  assert arrays['extra_RE'][0].tolist() == [3, 3, 3, 0]
+  assert arrays['extra_RE'][1].tolist() == [2, 2, 0, 0]
+  assert arrays['extra_lengths_R'].tolist() == [3, 2]
+  assert arrays['extra_group_ids_R'].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+  ('change', 'named'),
+  [
+    ({'group_size': 1}, 'group_size'),
+    ({'max_live': 0}, 'max_live'),
+    ({'sampling': sampling.SamplingConfig(temperature=0.0)}, 'temperature'),
+  ],
+)
+def test_bad_settings_are_named(change: dict[str, Any], named: str) -> None:
+  with pytest.raises(ValueError, match=named):
+    dataclasses.replace(_ROLLOUT, **change).validate()
+
+
+class _Counting(threading.Event):
+  """Is set once it has been asked for so many times."""
+
+  def __init__(self, count: int) -> None:
+    super().__init__()
+    self.count = count
+
+  def is_set(self) -> bool:
+    self.count -= 1
+    return self.count < 0
+
+
+def test_training_stops_within_a_step() -> None:
+  trainer = _trainer()
+  trainer.begin(_params())
+  trainer.data.add(np.asarray([1, 2, 3, 4, 5]))
+  trainer.train_until(_Counting(3), jax.devices()[0])
+  effort = trainer.take_effort()
+  assert effort.num_steps == 3
+  assert effort.num_published == trainer.version == 3
+  assert trainer.staleness == 0
+  assert 0 < effort.acceptance <= 1
+
+
+def test_a_frozen_drafter_is_never_trained() -> None:
+  trainer = _trainer(mode='frozen')
+  trainer.begin(_params())
+  trainer.data.add(np.asarray([1, 2, 3, 4, 5]))
+  trainer.train_until(_Counting(3), jax.devices()[0])
+  assert trainer.take_effort().num_steps == 0
+  assert (trainer.version, trainer.staleness) == (0, 1)
+
+
+def test_one_worker_trains_at_a_time() -> None:
+  trainer = _trainer()
+  trainer.begin(_params())
+  ended = threading.Event()
+  first = threading.Thread(
+    target=trainer.train_until, args=(ended, jax.devices()[0])
+  )
+  first.start()
+  time.sleep(0.1)
+  # Without answers the first waits; the second does not.
+  trainer.train_until(ended, jax.devices()[0])
+  assert first.is_alive()
+  ended.set()
+  first.join()
+
+
+def test_long_answers_of_the_step_before_are_learnt_from() -> None:
+  trainer = _trainer(batch_size=4)
+  trainer.begin(_params())
+  trainer.data.add(np.full(20, 7))
+  trainer.data.add(np.full(3, 8))
+  trainer.begin(_params())
+  trainer.data.add(np.full(5, 9))
+  batch = trainer.data.batch()
+  assert batch is not None
+  held = set(np.unique(batch['tokens'][batch['segment_ids'] > 0]))
+  assert held == {7, 9}
+  # A step later they are forgotten.
+  trainer.begin(_params())
+  batch = trainer.data.batch()
+  assert batch is not None
+  assert set(np.unique(batch['tokens'][batch['segment_ids'] > 0])) == {9}
+
+
+def test_a_loss_that_is_not_finite_ends_training_only() -> None:
+  trainer = _trainer()
+  good = trainer.published()[1]
+  broken = jax.tree.map(lambda x: np.full_like(x, np.nan), _params())
+  trainer.begin(broken)
+  trainer.data.add(np.asarray([1, 2, 3, 4, 5]))
+  trainer.train_until(threading.Event(), jax.devices()[0])
+  assert not trainer.is_healthy
+  assert trainer.take_effort().num_steps == 0
+  jax.tree.map(np.testing.assert_array_equal, trainer.published()[1], good)
+
+
+def test_a_state_goes_on_where_it_was() -> None:
+  one, other = _trainer(batch_size=2), _trainer(batch_size=2)
+  one.begin(_params())
+  for length in (3, 9, 12, 20):
+    one.data.add(np.arange(length) % 13)
+  one.data.batch()
+  other.set_state(one.get_state())
+  jax.tree.map(
+    np.testing.assert_array_equal, one.data.batch(), other.data.batch()
+  )
+  assert other.staleness == 1
