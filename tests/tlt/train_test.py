@@ -2,92 +2,31 @@
 
 import dataclasses
 import pathlib
+import subprocess
+import sys
+import time
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from efficient_llm import optimizer
-from efficient_llm.data import config as data_config
-from efficient_llm.data.tasks import task
-from efficient_llm.models import presets, sampling
 from efficient_llm.speculative import (
-  drafter_loss,
-  drafter_program,
   drafter_training,
-  strategy,
   target_run,
 )
 from efficient_llm.tlt import (
   policy_loss,
   rewards,
-  rollout,
-  spot_trainer,
   train,
-  update,
 )
 from efficient_llm.tlt.config import TltConfig
-from efficient_llm.training import checkpoint, loop, metrics, pretrain
+from efficient_llm.training import metrics
+from tests.tlt import small_run
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
-_OPTIMIZER = optimizer.OptimizerConfig(learning_rate=3e-3, warmup_steps=0)
 _FUNCTIONS = 'tests.tlt.reward_functions'
-
-
-def _loop(num_steps: int, every: int = 100) -> loop.LoopConfig:
-  return loop.LoopConfig(
-    num_steps=num_steps,
-    log_every=1,
-    eval_every=None,
-    eval_batches=1,
-    tensorboard=False,
-    checkpoint=checkpoint.CheckpointConfig(every_steps=every),
-  )
-
-
-def _config(**changes: Any) -> TltConfig:
-  config = TltConfig(
-    task=task.TaskConfig(name='trace', max_steps=1),
-    supervised=pretrain.PretrainConfig(
-      model=presets.get('test', max_positions=64),
-      data=data_config.DataConfig(sequence_length=48, batch_size=4),
-      optimizer=_OPTIMIZER,
-      loop=_loop(4),
-    ),
-    num_examples=200,
-    warmup=drafter_program.DrafterConfig(
-      optimizer=_OPTIMIZER,
-      loss=drafter_loss.DrafterLossConfig(num_passes=1),
-      loop=_loop(2),
-    ),
-    rollout=rollout.RolloutConfig(
-      num_prompts=2,
-      group_size=2,
-      max_live=2,
-      num_texts=2,
-      sampling=sampling.SamplingConfig(16),
-      strategy=strategy.StrategyConfig(arms=('3_1_4',), thresholds=(1,)),
-    ),
-    reward=rewards.RewardConfig(num_workers=1),
-    update=update.UpdateConfig(
-      sequence_length=32,
-      rows_at_once=2,
-      optimizer=_OPTIMIZER,
-      drop_uninformative=False,
-    ),
-    drafter=spot_trainer.SpotConfig(
-      mode='separate',
-      batch_size=1,
-      separate_steps=1,
-      loss=drafter_loss.DrafterLossConfig(num_passes=1),
-    ),
-    loop=_loop(3, every=1),
-    max_prompt_tokens=16,
-    eval_problems=2,
-  )
-  return dataclasses.replace(config, **changes)
 
 
 @pytest.fixture(scope='module')
@@ -97,13 +36,13 @@ def whole_run(
   """A run of three steps from nothing."""
   del compilation_cache
   workdir = tmp_path_factory.mktemp('tlt')
-  assert train.train(_config(), workdir=workdir).stopped_by is None
+  assert train.train(small_run.config(), workdir=workdir).stopped_by is None
   return workdir
 
 
 def _begin(whole_run: pathlib.Path) -> TltConfig:
   """Of a run that takes model and drafter from another."""
-  return _config(
+  return small_run.config(
     checkpoint=str(whole_run / 'supervised'),
     first_drafter=str(whole_run / 'first_drafter'),
   )
@@ -130,7 +69,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
   whole_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
   config = _begin(whole_run)
-  short = dataclasses.replace(config, loop=_loop(1, every=1))
+  short = dataclasses.replace(config, loop=small_run.loop_config(1, every=1))
   train.train(short, workdir=tmp_path)
   outcome = train.train(config, workdir=tmp_path)
   uninterrupted = target_run.find(whole_run).restore_params(None)
@@ -158,7 +97,7 @@ def test_every_algorithm_makes_several_updates_with_a_reference(
     policy=policy_loss.PolicyLossConfig(algorithm=algorithm, kl_weight=0.1),
   )
   outcome = train.train(
-    dataclasses.replace(config, update=settings, loop=_loop(1)),
+    dataclasses.replace(config, update=settings, loop=small_run.loop_config(1)),
     workdir=tmp_path,
   )
   assert int(outcome.state.num_updates) == 2
@@ -186,7 +125,7 @@ def test_a_failing_reward_function_costs_its_groups_only(
     reward=rewards.RewardConfig(
       f'{_FUNCTIONS}:nothing', num_workers=1, on_failure='drop'
     ),
-    loop=_loop(1),
+    loop=small_run.loop_config(1),
   )
   outcome = train.train(config, workdir=tmp_path)
   (line,) = metrics.read_metrics(tmp_path, kind='train')
@@ -195,8 +134,44 @@ def test_a_failing_reward_function_costs_its_groups_only(
 
 
 def test_a_row_must_hold_the_longest_answer() -> None:
-  config = _config()
+  config = small_run.config()
   with pytest.raises(ValueError, match='raise it to 32'):
     dataclasses.replace(
       config, update=dataclasses.replace(config.update, sequence_length=31)
     ).validate()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_answers(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  """Killed at any moment of a step: rollout, drafter's training or update."""
+  folders = [str(whole_run / 'supervised'), str(whole_run / 'first_drafter')]
+
+  def start(workdir: pathlib.Path) -> subprocess.Popen[bytes]:
+    program = [sys.executable, '-m', 'tests.tlt.small_run', str(workdir)]
+    return subprocess.Popen([*program, *folders])
+
+  def steps(workdir: pathlib.Path) -> int:
+    path = workdir / 'metrics.jsonl'
+    return path.read_text().count('"kind"') if path.is_file() else 0
+
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  assert start(whole).wait() == 0
+  waits = iter((0.0, 0.05, 0.2))
+  for wait in waits:
+    process = start(killed)
+    before = steps(killed)
+    while steps(killed) == before and process.poll() is None:
+      time.sleep(0.01)
+    time.sleep(wait)
+    process.kill()
+    process.wait()
+  assert start(killed).wait() == 0
+  expected = metrics.read_metrics(whole, kind='train')
+  found = metrics.read_metrics(killed, kind='train')
+  assert [x['step'] for x in found] == [1, 2, 3, 4, 5, 6]
+  for name in ('reward', 'rollout_tokens', 'length_max', 'loss'):
+    np.testing.assert_allclose(
+      [x[name] for x in found], [x[name] for x in expected], atol=1e-5
+    )
