@@ -25,7 +25,7 @@ _MESH = sharding.MeshConfig(data=-1, fsdp=1)
 def get_config() -> TltConfig:
   """A model of 2 M parameters, whose answers have 20 to 630 tokens."""
   return TltConfig(
-    task=task.TaskConfig(name='trace', slip=0.25),
+    task=task.TaskConfig(name='trace', slip=0.2),
     supervised=pretrain.PretrainConfig(
       model=model_config.TransformerConfig(
         num_layers=4,
