@@ -82,7 +82,9 @@ def _generate(
   return np.asarray(prompts), lengths, generation
 
 
-@pytest.mark.parametrize('kind', ['learned', 'union'])
+@pytest.mark.parametrize(
+  'kind', ['learned', pytest.param('union', marks=pytest.mark.slow)]
+)
 def test_at_temperature_zero_it_says_what_plain_decoding_says(
   kind: str,
 ) -> None:
@@ -103,7 +105,7 @@ def test_at_temperature_zero_it_says_what_plain_decoding_says(
   [
     ('learned', 'stopped'),
     ('union', 'truncated'),
-    ('not_a_number', 'truncated'),
+    pytest.param('not_a_number', 'truncated', marks=pytest.mark.slow),
   ],
 )
 def test_log_probs_are_those_of_the_whole_text(kind: str, name: str) -> None:
