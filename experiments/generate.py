@@ -10,8 +10,6 @@ is nearly always right and never fast. --prompts is a text file with a prompt a
 line, or a .jsonl file with a `prompt` in each record. The same prompts are then
 decoded plainly, with the same coins: the answers must be the same, only the
 speed differs.
-
-Over 300 lines: one tool, from its flags to its table.
 """
 
 import dataclasses
@@ -23,7 +21,6 @@ import jax
 import numpy as np
 from absl import flags
 
-from efficient_llm.data import pipeline
 from efficient_llm.data import tokenizer as tokenizer_lib
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.speculative import (
@@ -93,7 +90,7 @@ def run(changes: dict[str, str]) -> int:
     top_p=values.top_p,
   )
   sampling.validate()
-  tokenizer = _tokenizer(target)
+  tokenizer = target.load_tokenizer()
   texts = read_prompts(pathlib.Path(values.prompts))
   encoded = samples.encode(texts, tokenizer, target.model, sampling)
   assert encoded is not None
@@ -175,14 +172,6 @@ def read_prompts(path: pathlib.Path) -> list[str]:
       )
     prompts.append(prompt)
   return prompts
-
-
-def _tokenizer(target: target_run.TargetRun) -> tokenizer_lib.Tokenizer:
-  """The run's own; one that was trained is in the run's cache."""
-  if not target.data.tokenizer.startswith('bpe'):
-    return tokenizer_lib.load(target.data.tokenizer)
-  cache_dir = target.workdir / 'cache'
-  return pipeline.open_dataset(target.data, cache_dir=cache_dir).tokenizer
 
 
 def _drafting(name: str, target: target_run.TargetRun, params: Any) -> Drafting:

@@ -9,6 +9,7 @@ from typing import Any
 
 from efficient_llm import typing
 from efficient_llm.data import pipeline
+from efficient_llm.data import tokenizer as tokenizer_lib
 from efficient_llm.models import transformer
 from efficient_llm.training import (
   manifest,
@@ -43,6 +44,13 @@ class TargetRun:
     return saved_run.restore_params(
       self.workdir / 'checkpoints', abstract_params, step=self.step
     )
+
+  def load_tokenizer(self) -> tokenizer_lib.Tokenizer:
+    """The run's own; one that was trained is in the run's cache."""
+    if not self.data.tokenizer.startswith('bpe'):
+      return tokenizer_lib.load(self.data.tokenizer)
+    cache_dir = self.workdir / 'cache'
+    return pipeline.open_dataset(self.data, cache_dir=cache_dir).tokenizer
 
   def describe(self) -> dict[str, Any]:
     """Says which checkpoint it is, as JSON can hold it."""

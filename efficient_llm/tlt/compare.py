@@ -18,7 +18,7 @@ from efficient_llm.training import report
 def compare(
   config: TltConfig, *, workdir: str | pathlib.Path, num_steps: int
 ) -> dict[str, Any] | loop_lib.Outcome:
-  """Answers the problems of some steps both ways and writes ab.json.
+  """Answers the problems of some steps both ways and writes ab/result.json.
 
   Both ways have the model that the run begins with, the same problems and the
   same coins; neither updates it. The first step compiles and is not counted.
@@ -55,9 +55,9 @@ def compare(
     states = {'plain': without.init_state(), 'tlt': with_tlt.init_state()}
     arms = {'plain': without, 'tlt': with_tlt}
     for step in range(num_steps + 1):
-      outcomes = {}
+      outcomes, prompts = {}, with_tlt.prompts(step)
       for name in ('plain', 'tlt') if step % 2 else ('tlt', 'plain'):
-        outcomes[name] = arms[name].answer_step(states[name], step)
+        outcomes[name] = arms[name].answer(states[name], prompts, step)
         if step:
           secs[name].append(outcomes[name].secs)
       same.append(

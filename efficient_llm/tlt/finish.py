@@ -10,8 +10,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from efficient_llm.data import pipeline
-from efficient_llm.data import tokenizer as tokenizer_lib
 from efficient_llm.speculative import target_run
 from efficient_llm.tlt import rewards, rollout, spot_trainer
 from efficient_llm.tlt.config import TltConfig
@@ -42,6 +40,8 @@ def step_metrics(
   updated: Mapping[str, Any],
   *,
   spot: spot_trainer.SpotTrainer | None,
+  update_secs: float,
+  separate_secs: float,
 ) -> dict[str, Any]:
   """The metrics of a step, seconds of wall time where they end in _secs.
 
@@ -50,6 +50,8 @@ def step_metrics(
     scores: Their rewards.
     updated: From `Updater.update`.
     spot: The drafter's trainer.
+    update_secs: Of the policy's update.
+    separate_secs: Of the drafter's stage of its own.
   """
   lengths_N = answered.lengths_N
   p50, p95, p99 = np.percentile(lengths_N, (50, 95, 99))
@@ -81,7 +83,10 @@ def step_metrics(
       / max(1, sum(answered.rounds_by_shape.values()))
     ),
     'idle_secs': answered.idle_secs,
-    'idle_used_secs': training.secs,
+    'idle_used_secs': training.secs - separate_secs,
+    'update_secs': update_secs,
+    'drafter_secs': separate_secs,
+    'step_secs': answered.secs + scores.secs + update_secs + separate_secs,
     'saved_secs': answered.saved_secs,
     'drafter_steps': float(training.num_steps),
     'drafter_staleness': 0.0 if spot is None else float(spot.staleness),
@@ -104,14 +109,6 @@ def show(step: int, values: Mapping[str, Any]) -> None:
     logging.info(' step %s', ' '.join(names))
   cells = (f'{values[name]:{x}}' for _, name, x in _COLUMNS)
   logging.info('%5d %s', step, ' '.join(cells))
-
-
-def load_tokenizer(target: target_run.TargetRun) -> tokenizer_lib.Tokenizer:
-  """The model's own; one that was trained is in the cache of its run."""
-  if not target.data.tokenizer.startswith('bpe'):
-    return tokenizer_lib.load(target.data.tokenizer)
-  cache_dir = target.workdir / 'cache'
-  return pipeline.open_dataset(target.data, cache_dir=cache_dir).tokenizer
 
 
 def metadata(config: TltConfig, target: target_run.TargetRun) -> dict[str, Any]:

@@ -109,7 +109,10 @@ class Outcome:
 
   @property
   def idle_secs(self) -> float:
-    """Of workers with no answer left, until the last answer ended."""
+    """Of workers with no answer left, until the step goes on.
+
+    The drafter's last training step is in it, for which all workers wait.
+    """
     return sum(self.secs - secs for secs in self.worker_secs)
 
   @property

@@ -42,7 +42,7 @@ class Trainer(contextlib.AbstractContextManager):
       start: From `start.prepare`.
     """
     self._config, self._start = config, start
-    self._tokenizer = finish.load_tokenizer(start.target)
+    self._tokenizer = start.target.load_tokenizer()
     eos, pad = self._tokenizer.eos_id, self._tokenizer.pad_id
     if eos is None:
       raise ValueError(
@@ -153,7 +153,7 @@ class Trainer(contextlib.AbstractContextManager):
     """One step of the run; gives the new state and metrics."""
     config, step = self._config, batch['step']
     prompts = self.prompts(step)
-    answered = self.last_outcome = self.answer_step(state, step)
+    answered = self.last_outcome = self.answer(state, prompts, step)
     scores = self._rewards.score(
       prompts.texts, self._decode(answered), {'answer': prompts.answers}
     )
@@ -172,22 +172,23 @@ class Trainer(contextlib.AbstractContextManager):
       if config.drafter.mode == 'separate':
         separate_secs = time.perf_counter() - start
       drafter = self.spot.state
-    metrics = finish.step_metrics(answered, scores, found, spot=self.spot)
-    metrics |= {'update_secs': update_secs, 'drafter_secs': separate_secs}
-    metrics['step_secs'] = sum(
-      metrics[f'{name}_secs']
-      for name in ('rollout', 'reward', 'update', 'drafter')
+    metrics = finish.step_metrics(
+      answered,
+      scores,
+      found,
+      spot=self.spot,
+      update_secs=update_secs,
+      separate_secs=separate_secs,
     )
     finish.show(step + 1, metrics)
     return state.after(policy, drafter), metrics
 
-  def answer_step(
-    self, state: state_lib.TltState, step: int
+  def answer(
+    self, state: state_lib.TltState, prompts: problems.Prompts, step: int
   ) -> rollout.Outcome:
     """Answers the problems of a step with its coins."""
     if self.spot is not None:
       self._begin_drafter(state)
-    prompts = self.prompts(step)
     key = jax.random.fold_in(jax.random.key(self._config.seed), step)
     return self.workers.run(
       state.params,
