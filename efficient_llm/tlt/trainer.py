@@ -51,15 +51,13 @@ class Trainer(contextlib.AbstractContextManager):
       )
     self._next_step = 0
     self._mesh = sharding.make_mesh(config.mesh)
-    devices = [
-      device
-      for device in self._mesh.devices.flat
-      if device.process_index == jax.process_index()
-    ]
+    self._devices = list(self._mesh.local_devices)
     self.workers = rollout.Workers(
-      config.rollout, start.target.model, stop_tokens=(eos,), devices=devices
+      config.rollout,
+      start.target.model,
+      stop_tokens=(eos,),
+      devices=self._devices,
     )
-    self._devices = devices
     self._updater = update.Updater(
       config.update,
       start.target.model,
@@ -164,8 +162,7 @@ class Trainer(contextlib.AbstractContextManager):
     )
     jax.block_until_ready(policy.params)
     update_secs = time.perf_counter() - start
-    drafter = None
-    separate_secs = 0.0
+    drafter, separate_secs = None, 0.0
     if self.spot is not None:
       start = time.perf_counter()
       self.spot.train_separately(policy.params, self._devices[0])
