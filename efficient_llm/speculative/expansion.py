@@ -1,6 +1,7 @@
 """How the learned drafter widens the root: into a chain, or into a tree."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -11,6 +12,9 @@ from efficient_llm.speculative import drafter as drafter_lib
 from efficient_llm.speculative import rejection
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array, Params
+
+# Below it a draft step costs more than it promises, of a target of few layers.
+_MIN_PROB = 0.3
 
 
 def chain(
@@ -44,6 +48,80 @@ def chain(
   )
   chosen = tree_lib.chain(root_B, drafts_BD)
   return dataclasses.replace(chosen, log_probs_BKV=laws_BDV)
+
+
+def early_chain(
+  config: transformer.TransformerConfig,
+  draft_params: Params,
+  params: Params,
+  cache: kv_cache.KVCache,
+  feature_BD: Array,
+  root_B: Array,
+  shape: tree_lib.DraftShape,
+  *,
+  live_B: Array,
+) -> tree_lib.Tree:
+  """The likeliest token again and again, while the draft model believes in it.
+
+  A row's chain ends before the first token that it gives less than
+  `_MIN_PROB`, drafting with the last live row's. Which tokens are drafted
+  depends on no coin, so any law of drawing stays as it is.
+  """
+
+  def add(
+    chains: _Chains, cache: kv_cache.KVCache, feature_BD: Array
+  ) -> _Chains:
+    logits_BV = transformer.unembed(config, params, feature_BD)
+    level = chains.level
+    token_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    log_prob_B = logits_BV.max(-1) - jax.nn.logsumexp(logits_BV, -1)
+    longer_B = (chains.num_drafts_B == level) & (
+      log_prob_B > math.log(_MIN_PROB)
+    )
+    return _Chains(
+      level=level + 1,
+      drafts_BD=chains.drafts_BD.at[:, level].set(token_B),
+      num_drafts_B=chains.num_drafts_B + longer_B,
+      feature_BD=feature_BD,
+      cache=cache,
+    )
+
+  def going(chains: _Chains) -> Array:
+    goes_on_B = (chains.num_drafts_B == chains.level) & live_B
+    return (chains.level < shape.depth) & goes_on_B.any()
+
+  def step(chains: _Chains) -> _Chains:
+    features, cache = forward(
+      config,
+      draft_params,
+      params,
+      chains.drafts_BD[:, chains.level - 1, None],
+      chains.feature_BD[:, None],
+      chains.cache,
+    )
+    return add(chains, cache, features[:, 0])
+
+  none = _Chains(
+    level=jnp.int32(0),
+    drafts_BD=jnp.zeros((len(root_B), shape.depth), jnp.int32),
+    num_drafts_B=jnp.zeros_like(root_B),
+    feature_BD=feature_BD,
+    cache=cache,
+  )
+  chains = jax.lax.while_loop(going, step, add(none, cache, feature_BD))
+  return tree_lib.chain(root_B, chains.drafts_BD, chains.num_drafts_B)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Chains:
+  """Chains of a batch while they grow; `level` tokens were drafted so far."""
+
+  level: Array
+  drafts_BD: Array
+  num_drafts_B: Array
+  feature_BD: Array
+  cache: kv_cache.KVCache
 
 
 def tree(

@@ -162,6 +162,8 @@ def _draft_learned(
   if shape.sampled:
     pick = rejection.drawn(state.keys_B, state.num_new_B, sampling)
     widen = functools.partial(expansion.chain, pick=pick)
+  if shape.early:
+    widen = functools.partial(expansion.early_chain, live_B=~state.ended_B)
   memory = state.memory
   return widen(
     config,

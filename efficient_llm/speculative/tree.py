@@ -23,6 +23,7 @@ class DraftShape:
     copied: Whether text that is there already is all that is drafted from, and
       a draft model rests.
     sampled: Whether a chain is drawn at random from the draft model's law.
+    early: Whether a chain ends where the draft model no longer believes in it.
   """
 
   depth: int = 0
@@ -30,6 +31,7 @@ class DraftShape:
   num_nodes: int = 1
   copied: bool = False
   sampled: bool = False
+  early: bool = False
 
   def validate(self) -> None:
     for name in ('depth', 'top_k', 'num_nodes'):
@@ -56,6 +58,13 @@ class DraftShape:
         f'draft.sampled=True goes with chains of a draft model, not with '
         f'{self.name}; choose one such as 4_1_5s.'
       )
+    if self.early and (
+      self.sampled or self.copied or self.is_off or self.top_k != 1
+    ):
+      raise ValueError(
+        f'draft.early=True goes with chains of a draft model that are not '
+        f'drawn, not with {self.name}; choose one such as 7_1_8e.'
+      )
 
   @property
   def is_off(self) -> bool:
@@ -73,12 +82,13 @@ class DraftShape:
     Raises:
       ValueError: If the text is no such name, or the shape breaks a rule.
     """
-    sizes = name[:-1] if name.endswith(('c', 's')) else name
+    sizes = name[:-1] if name.endswith(('c', 's', 'e')) else name
     parts = sizes.split('_')
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
       raise ValueError(
         f'{name!r} must be depth_topk_nodes, such as 8_4_48 or 4_1_5; 0_1_1 is '
-        'speculation off, 4_1_5c copies, and 4_1_5s is drawn at random.'
+        'speculation off, 4_1_5c copies, 4_1_5s is drawn at random, and 4_1_5e '
+        'may end early.'
       )
     depth, top_k, num_nodes = map(int, parts)
     shape = cls(
@@ -87,15 +97,16 @@ class DraftShape:
       num_nodes,
       copied=name.endswith('c'),
       sampled=name.endswith('s'),
+      early=name.endswith('e'),
     )
     shape.validate()
     return shape
 
   @property
   def name(self) -> str:
-    """depth_topk_nodes, then 'c' where copied or 's' where sampled."""
+    """depth_topk_nodes, then 'c' copied, 's' sampled, or 'e' early."""
     sizes = f'{self.depth}_{self.top_k}_{self.num_nodes}'
-    return sizes + 'c' * self.copied + 's' * self.sampled
+    return sizes + 'c' * self.copied + 's' * self.sampled + 'e' * self.early
 
 
 @jax.tree_util.register_dataclass

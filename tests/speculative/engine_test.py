@@ -18,6 +18,7 @@ from efficient_llm.speculative import (
   drafter,
   drafting,
   engine,
+  expansion,
   job,
   model_draft,
   rounds,
@@ -32,6 +33,7 @@ _CONFIG = presets.get('test', vocab_size=13, max_positions=128)
 _SHAPES = {
   'chain': tree_lib.DraftShape(3, 1, 4),
   'tree': tree_lib.DraftShape(3, 2, 6),
+  'early': tree_lib.DraftShape(3, 1, 4, early=True),
 }
 _SAMPLINGS = {
   'greedy': sampling.SamplingConfig(24, temperature=0.0),
@@ -43,9 +45,8 @@ _KEY = jax.random.key(7)
 
 
 def _fixed(shape: tree_lib.DraftShape) -> strategy.Strategy:
-  name = f'{shape.depth}_{shape.top_k}_{shape.num_nodes}'
   return strategy.Strategy(
-    strategy.StrategyConfig(name='fixed', arms=(name,), thresholds=(1,))
+    strategy.StrategyConfig(name='fixed', arms=(shape.name,), thresholds=(1,))
   )
 
 
@@ -157,6 +158,7 @@ _QUICK = {
   ('model_free', 'tree', 'truncated'),
   ('learned', 'chain', 'stopped'),
   ('learned', 'tree', 'sampled'),
+  ('learned', 'early', 'greedy'),
   ('random', 'tree', 'greedy'),
 }
 
@@ -181,6 +183,42 @@ def test_speculation_says_what_plain_decoding_says(
 def test_a_useless_drafter_changes_nothing_but_the_speed(kind: str) -> None:
   found = _generate(kind, _fixed(_SHAPES['tree']), 'sampled')
   _assert_same(found, _plain('sampled'))
+
+
+@pytest.mark.parametrize(('least', 'is_empty'), [(0.0, False), (1.1, True)])
+def test_an_early_chain_ends_where_the_draft_model_doubts(
+  least: float, is_empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(expansion, '_MIN_PROB', max(least, 1e-30))
+  state = _begun()
+  plan, draft_params = _drafter_of('learned')
+
+  def draft(name: str) -> tree_lib.Tree:
+    shape, sampling_config = _SHAPES[name], _SAMPLINGS['greedy']
+    return plan.draft(draft_params, _params(), state, shape, sampling_config)
+
+  found, whole = draft('early'), draft('chain')
+  if is_empty:
+    assert found.num_nodes_B.tolist() == [1] * 5
+  else:
+    np.testing.assert_array_equal(found.tokens_BW, whole.tokens_BW)
+    assert found.num_nodes_B.tolist() == [4] * 5
+
+
+def _begun() -> state_lib.State:
+  """A batch whose prompts were read."""
+  plan, draft_params = _drafter_of('learned')
+  tokens, lengths = _prompts()
+  return rounds.prefill(
+    state_lib.Plan(_CONFIG, _SAMPLINGS['greedy'], plan, 40),
+    False,
+    _params(),
+    draft_params,
+    jnp.asarray(tokens),
+    jnp.asarray(lengths),
+    sampling.row_keys(_KEY, 5),
+    None,
+  )
 
 
 def test_prompts_that_wait_join_and_say_the_same() -> None:

@@ -173,3 +173,14 @@ def test_sensible_shapes_are_not_refused() -> None:
   for depth, top_k in itertools.product((1, 4), (1, 3)):
     tree_lib.DraftShape(depth, top_k, depth + 1).validate()
   tree_lib.DraftShape().validate()
+
+
+@pytest.mark.parametrize('name', ['7_4_20e', '0_1_1e', '0_1_1s', '4_2_5s'])
+def test_only_chains_of_a_draft_model_end_early_or_are_drawn(name: str) -> None:
+  with pytest.raises(ValueError, match=f'not with {name}'):
+    tree_lib.DraftShape.parse(name)
+
+
+@pytest.mark.parametrize('name', ['8_4_48', '4_1_5c', '4_1_5s', '7_1_8e'])
+def test_a_shape_has_its_name_back(name: str) -> None:
+  assert tree_lib.DraftShape.parse(name).name == name
