@@ -1,0 +1,1 @@
+"""Islands that train one model and hardly talk."""
