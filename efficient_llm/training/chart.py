@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -21,24 +21,24 @@ _MAX_POINTS = 300
 _SMALLEST, _LARGEST = 1e-100, 1e100
 # Stand-ins for the page's own colours, so that one drawing fits light and dark
 # backgrounds: the page's style sheet gives each variable a value for both.
-_INK, _GRID = '#010203', '#040506'
-_SERIES = ('#0a0101', '#0a0102', '#0a0103', '#0a0104', '#0a0105', '#0a0106')
-_COLOURS = {
-  _INK: 'var(--muted)',
-  _GRID: 'var(--line)',
-  **{colour: f'var(--series-{i})' for i, colour in enumerate(_SERIES)},
+INK, GRID = '#010203', '#040506'
+SERIES = ('#0a0101', '#0a0102', '#0a0103', '#0a0104', '#0a0105', '#0a0106')
+COLOURS = {
+  INK: 'var(--muted)',
+  GRID: 'var(--line)',
+  **{colour: f'var(--series-{i})' for i, colour in enumerate(SERIES)},
 }
 # Line styles differ as well, for people who cannot tell the colours apart.
 _DASHES = ('solid', 'dashed', 'dotted')
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 _PLOT_SETTINGS: dict[Any, Any] = {
-  'axes.edgecolor': _INK,
+  'axes.edgecolor': INK,
   'axes.formatter.use_mathtext': False,
-  'axes.labelcolor': _INK,
+  'axes.labelcolor': INK,
   'axes.unicode_minus': True,
   'font.family': 'sans-serif',
   'font.size': 11,
-  'grid.color': _GRID,
+  'grid.color': GRID,
   'grid.linewidth': 0.8,
   'lines.linewidth': 1.8,
   'lines.solid_capstyle': 'round',
@@ -46,8 +46,8 @@ _PLOT_SETTINGS: dict[Any, Any] = {
   'svg.fonttype': 'none',
   'svg.hashsalt': 'efficient_llm',
   'text.parse_math': False,
-  'xtick.color': _INK,
-  'ytick.color': _INK,
+  'xtick.color': INK,
+  'ytick.color': INK,
 }
 
 
@@ -102,7 +102,7 @@ class Curve:
     # One line needs no legend; the empty list keeps neighbours level.
     legend = ''.join(
       f'<li><i class="{_DASHES[i % len(_DASHES)]}" '
-      f'style="color:{_COLOURS[_SERIES[i % len(_SERIES)]]}"></i>'
+      f'style="color:{COLOURS[SERIES[i % len(SERIES)]]}"></i>'
       f'{sections.escape(one.label)}</li>'
       for i, (one, _, _) in enumerate(drawn)
       if len(drawn) > 1
@@ -125,12 +125,11 @@ class Curve:
     return x[~np.isnan(x)], y[~np.isnan(x)]
 
   def _svg(self, drawn: Sequence[tuple[Series, np.ndarray, np.ndarray]]) -> str:
-    with matplotlib.rc_context(_PLOT_SETTINGS):
-      figure = mpl_figure.Figure(figsize=(6.2, 3.5), layout='constrained')
-      axes = figure.add_subplot()
+
+    def paint(axes: mpl_axes.Axes) -> None:
       for i, (_, x, y) in enumerate(drawn):
         _draw_series(
-          axes, x, y, _SERIES[i % len(_SERIES)], _DASHES[i % len(_DASHES)]
+          axes, x, y, SERIES[i % len(SERIES)], _DASHES[i % len(_DASHES)]
         )
       axes.set_xlabel(self.x_label)
       axes.set_xscale('log' if self.log_x else 'linear')
@@ -140,13 +139,8 @@ class Curve:
       _label_ticks(axes.xaxis, self.log_x)
       _label_ticks(axes.yaxis, self.log_y)
       axes.grid(axis='y')
-      axes.spines[['top', 'right', 'left']].set_visible(False)
-      axes.tick_params(which='both', length=0)
-      figure.patch.set_alpha(0)
-      axes.patch.set_alpha(0)
-      file = io.StringIO()
-      figure.savefig(file, format='svg', metadata={'Date': None})
-    return _inline(file.getvalue(), self.alt or self._description(drawn))
+
+    return draw(paint, alt=self.alt or self._description(drawn))
 
   def _description(
     self, drawn: Sequence[tuple[Series, np.ndarray, np.ndarray]]
@@ -158,6 +152,36 @@ class Curve:
     return (
       f'{self.y_label or self.title} against {self.x_label}: {"; ".join(ends)}.'
     )
+
+
+def draw(
+  paint: Callable[[mpl_axes.Axes], None],
+  *,
+  alt: str,
+  size: tuple[float, float] = (6.2, 3.5),
+) -> str:
+  """Makes a drawing in the report's style.
+
+  Args:
+    paint: Draws on the axes, in the colours `INK`, `GRID` and `SERIES`, which
+      the page replaces by its own.
+    alt: What the drawing shows, for those who cannot see it.
+    size: Width and height; the page scales the whole to its width.
+
+  Returns:
+    An SVG element.
+  """
+  with matplotlib.rc_context(_PLOT_SETTINGS):
+    figure = mpl_figure.Figure(figsize=size, layout='constrained')
+    axes = figure.add_subplot()
+    paint(axes)
+    axes.spines[['top', 'right', 'left']].set_visible(False)
+    axes.tick_params(which='both', length=0)
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    file = io.StringIO()
+    figure.savefig(file, format='svg', metadata={'Date': None})
+  return _inline(file.getvalue(), alt)
 
 
 def _drawable(values: np.ndarray, is_logarithmic: bool) -> np.ndarray:
@@ -229,7 +253,7 @@ def _inline(svg: str, alt: str) -> str:
   svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', '', svg)
   svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1', svg, count=1)
   svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1', svg, count=1)
-  for stand_in, colour in _COLOURS.items():
+  for stand_in, colour in COLOURS.items():
     svg = svg.replace(stand_in, colour)
   return svg.replace(
     '<svg', f'<svg role="img" aria-label="{sections.escape(alt)}"', 1
