@@ -40,12 +40,13 @@ class Check:
 def intellect_1() -> list[Check]:
   """INTELLECT-1: 10 B parameters, int8, a ring, 100 steps in 38 minutes.
 
-  Neither the cities nor the losses were published. Cities: hubs that have a
-  measured round trip where it matters; 14 islands, 4 Gbit/s each (the top of
-  the published range), 8 connections. The loss within a continent is fitted
-  to the 103 s of the USA, that across oceans to the 382 s with Europe; the
-  469 s of all three continents are predicted. What the cities do to that is
-  in `intellect_1_by_cities`.
+  Neither the cities nor the losses were published. Taken are six cities, 14
+  islands, 4 Gbit/s each (the top of the published range) and 8 connections.
+  The loss within a continent is fitted to the 103 s of the USA, that across
+  oceans to the 382 s with Europe; the 469 s of all three continents are
+  predicted. It is the ratio of two measured round trips that decides: Dallas
+  to Tokyo, 143 ms, over Dallas to London, 113 ms. `intellect_1_by_cities` has
+  the predictions for other cities.
   """
   usa, europe, world = _intellect_1(_AMERICA, _EUROPE, _ASIA)
   source = 'INTELLECT-1, Table 2 (arXiv:2412.01152)'
