@@ -265,35 +265,14 @@ def _laws_fn(
       with_logits=False,
     ).hidden
     shape = batch['targets'].shape
-    num_blocks = _num_blocks(*shape, vocab_size=config.vocab_size)
+    num_blocks = objectives.num_blocks(*shape, vocab_size=config.vocab_size)
     one = functools.partial(head, objectives.whole_head(config, params))
     if num_blocks == 1:
       return one(hidden_BTD, batch['targets'])
 
-    def cut(x: jax.Array) -> jax.Array:
-      blocks = x.reshape(shape[0], num_blocks, -1, *x.shape[2:])
-      return jnp.moveaxis(blocks, 1, 0)
-
     block = jax.checkpoint(lambda inputs: one(*inputs))
-    parts = jax.lax.map(block, (cut(hidden_BTD), cut(batch['targets'])))
+    blocks = objectives.cut_blocks((hidden_BTD, batch['targets']), num_blocks)
+    parts = jax.lax.map(block, blocks)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(shape), parts)
 
   return laws
-
-
-def _num_blocks(num_rows: int, num_tokens: int, *, vocab_size: int) -> int:
-  """The fewest equal blocks of positions whose logits fit on each device.
-
-  Blocks cut the time axis, so that each device keeps its own rows.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty:
-    shards = mesh.size // mesh.shape.get('tensor', 1)
-    num_rows = max(1, num_rows // shards)
-  position_bytes = num_rows * vocab_size * 4
-  most_tokens = max(1, objectives.LOGITS_BYTES // position_bytes)
-  return next(
-    n
-    for n in range(1, num_tokens + 1)
-    if num_tokens % n == 0 and num_tokens // n <= most_tokens
-  )

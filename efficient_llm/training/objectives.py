@@ -117,6 +117,39 @@ def whole_head(
   return {'embedding': {'tokens': table_VD}, 'head': head}
 
 
+def num_blocks(num_rows: int, num_tokens: int, *, vocab_size: int) -> int:
+  """The fewest equal blocks of positions whose logits fit on each device.
+
+  Blocks cut the time axis, so that each device keeps its own rows.
+
+  Args:
+    num_rows: Of the whole batch.
+    num_tokens: Positions of a row.
+    vocab_size: Of the model.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    shards = mesh.size // mesh.shape.get('tensor', 1)
+    num_rows = max(1, num_rows // shards)
+  position_bytes = num_rows * vocab_size * 4
+  most_tokens = max(1, LOGITS_BYTES // position_bytes)
+  return next(
+    n
+    for n in range(1, num_tokens + 1)
+    if num_tokens % n == 0 and num_tokens // n <= most_tokens
+  )
+
+
+def cut_blocks(arrays: Any, count: int) -> Any:
+  """Arrays [B, T, ...] as [count, B, T / count, ...], to loop over blocks."""
+
+  def cut(x: jax.Array) -> jax.Array:
+    blocks = x.reshape(x.shape[0], count, -1, *x.shape[2:])
+    return jnp.moveaxis(blocks, 1, 0)
+
+  return jax.tree.map(cut, arrays)
+
+
 def _in_blocks(
   head: Callable[..., Loss],
   params: typing.Params,
@@ -126,33 +159,15 @@ def _in_blocks(
   *,
   vocab_size: int,
 ) -> Loss:
-  """Adds up the head's losses over blocks of positions.
-
-  Blocks cut the time axis, so that each device keeps its own rows.
-  """
-  batch_size, num_tokens = targets_BT.shape
-  rows = batch_size
-  mesh = jax.sharding.get_abstract_mesh()
-  if not mesh.empty:
-    shards = mesh.size // mesh.shape.get('tensor', 1)
-    rows = max(1, batch_size // shards)
-  num_blocks = 1
-  while (
-    rows * (num_tokens // num_blocks) * vocab_size * 4 > LOGITS_BYTES
-    and num_tokens % (2 * num_blocks) == 0
-  ):
-    num_blocks *= 2
-  if num_blocks == 1:
+  """Adds up the head's losses over blocks of positions."""
+  count = num_blocks(*targets_BT.shape, vocab_size=vocab_size)
+  if count == 1:
     return head(params, hidden_BTD, targets_BT, weights_BT)
-
-  def cut(x: jax.Array) -> jax.Array:
-    shape = (batch_size, num_blocks, num_tokens // num_blocks, *x.shape[2:])
-    return jnp.moveaxis(x.reshape(shape), 1, 0)
 
   def body(sums: Loss, block: Any) -> tuple[Loss, None]:
     return jax.tree.map(jnp.add, sums, head(params, *block)), None
 
-  blocks = jax.tree.map(cut, (hidden_BTD, targets_BT, weights_BT))
+  blocks = cut_blocks((hidden_BTD, targets_BT, weights_BT), count)
   first = jax.tree.map(lambda x: x[0], blocks)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),

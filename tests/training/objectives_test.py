@@ -49,6 +49,16 @@ def test_blocks_of_logits_give_the_loss_and_gradient_of_the_whole(
   )
 
 
+@pytest.mark.parametrize(
+  ('most_tokens', 'expected'), [(12, 1), (11, 2), (4, 3), (1, 12), (0, 12)]
+)
+def test_blocks_are_the_fewest_that_fit_and_part_the_row(
+  most_tokens: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(objectives, 'LOGITS_BYTES', most_tokens * 2 * 7 * 4)
+  assert objectives.num_blocks(2, 12, vocab_size=7) == expected
+
+
 def test_logits_in_blocks_are_never_stored_whole(
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
