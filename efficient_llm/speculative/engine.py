@@ -94,7 +94,8 @@ class Engine:
       refresh: Asked between stretches for a drafter trained meanwhile.
       finished: Told of every completion between stretches.
       queue: Which rows to complete, shared with other engines that are given
-        the same prompts; all by default.
+        the same prompts; all by default. One that is closed meanwhile ends
+        the call early.
 
     Raises:
       ValueError: If the prompts are empty or do not fit the model.

@@ -100,7 +100,8 @@ class Job:
     state: The batch.
     ids_B: Which prompt each row of the batch completes; -1 for none.
     waiting: Prompts that have not begun, in order; those that another job
-      takes from it are zeros in the result.
+      takes from it are zeros in the result. Closed, it ends the job, and rows
+      under way are zeros as well.
     is_behind: Whether the drafter's memory has been left behind.
   """
 
@@ -135,6 +136,8 @@ class Job:
     self._prepare_drafter()
     self.is_behind = not self._choose(len(self.ids_B)).needs_model
     while self.waiting or (self.ids_B >= 0).any():
+      if self.waiting.is_closed:
+        break
       self._join()
       num_live = int((self.ids_B >= 0).sum())
       if not num_live:

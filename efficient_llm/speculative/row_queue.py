@@ -6,11 +6,23 @@ from collections.abc import Iterable
 
 
 class RowQueue:
-  """A queue for threads: whoever has room takes the next rows."""
+  """A queue for threads: whoever has room takes the next rows.
+
+  Attributes:
+    is_closed: Whether engines are to stop between two stretches of rounds,
+      whatever they have begun.
+  """
 
   def __init__(self, rows: Iterable[int]) -> None:
     self._rows = collections.deque(rows)
     self._lock = threading.Lock()
+    self.is_closed = False
+
+  def close(self) -> None:
+    """Drops the rows that wait; what was begun is left unfinished."""
+    with self._lock:
+      self.is_closed = True
+      self._rows.clear()
 
   def __len__(self) -> int:
     return len(self._rows)

@@ -210,8 +210,7 @@ class Workers:
         found[index] = self._workers[index].answer(shared)
       # Whatever it is, the others must not wait for this worker.
       except BaseException as error:
-        shared.failure = error
-        shared.ended.set()
+        shared.fail(error)
 
     threads = [
       threading.Thread(target=work, args=(i,), daemon=True)

@@ -44,6 +44,12 @@ class Shared:
 
 
 @dataclasses.dataclass
+  def fail(self, error: BaseException) -> None:
+    """Ends the step for all workers, between two stretches of rounds."""
+    self.failure = error
+    self.queue.close()
+    self.ended.set()
+
 class Worker:
   """An engine on a device, and its bandit."""
 

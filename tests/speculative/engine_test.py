@@ -350,6 +350,31 @@ def test_engines_that_share_a_queue_part_the_rows() -> None:
   np.testing.assert_array_equal(found, _plain('stopped').tokens)
 
 
+def test_a_closed_queue_ends_the_call() -> None:
+  tokens, lengths = _prompts()
+  queue = row_queue.RowQueue(range(len(lengths)))
+  done = []
+
+  def finished(row: int, completion: np.ndarray) -> None:
+    del completion
+    done.append(row)
+    queue.close()
+
+  generation = engine.Engine(_CONFIG, max_batch=1).generate(
+    _params(),
+    tokens,
+    lengths,
+    _SAMPLINGS['sampled'],
+    _KEY,
+    finished=finished,
+    queue=queue,
+  )
+  assert done == [0]
+  assert (np.asarray(generation.completion.lengths) > 0).tolist() == [
+    row == 0 for row in range(len(lengths))
+  ]
+
+
 def test_a_drafter_that_cannot_copy_refuses_to() -> None:
   plan, _ = _drafter_of('learned')
   arms = strategy.StrategyConfig(arms=('3_1_4c',), thresholds=(1,))

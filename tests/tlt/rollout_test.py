@@ -144,6 +144,25 @@ def test_first_one_answer_of_each_group_is_begun() -> None:
 def test_the_newest_texts_stay() -> None:
   pool = texts.TextPool(2, 4)
   for group, tokens in enumerate(([1], [2, 2], [3, 3, 3])):
+def test_a_worker_that_fails_leaves_the_others_little_to_do(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  trainer = _trainer()
+  calls = []
+
+  def fail_once(text: np.ndarray) -> None:
+    calls.append(len(text))
+    if len(calls) == 1:
+      raise RuntimeError('no room')
+
+  monkeypatch.setattr(trainer.data, 'add', fail_once)
+  trainer.begin(_params())
+  with pytest.raises(RuntimeError, match='no room'):
+    _run('off', 2, trainer)
+  # Of six answers the other had two under way.
+  assert len(calls) <= 3
+
+
     pool.add(group, np.asarray(tokens))
   arrays = pool.arrays()
   assert arrays['extra_RE'][0].tolist() == [3, 3, 3, 0]
