@@ -17,7 +17,7 @@ import sys
 import jax
 from absl import flags
 
-from efficient_llm.tlt import compare, rewards, train
+from efficient_llm.tlt import compare, finish, rewards, train
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import loop, processes
 from experiments import runner
@@ -48,6 +48,11 @@ def run(config: TltConfig, workdir: pathlib.Path) -> int:
   if outcome.stopped_by is not None:
     runner.say(f'Stopped by {outcome.stopped_by}; the same command continues.')
     return runner.STOPPED
+  if finish.drafter_is_off(workdir):
+    runner.say(
+      'The drafter was switched off, as it was not finite; the answers are '
+      'those of plain decoding.'
+    )
   runner.say(f'Report: {workdir / "report.html"}')
   return runner.DONE
 

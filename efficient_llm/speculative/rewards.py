@@ -85,11 +85,19 @@ class Arms:
     self._window = window
     self._share = exploration / max(1, len(names) - 1)
     self._max_rest_secs = max_rest_secs
+    self._left_out: frozenset[str] = frozenset()
     self.num_stretches = 0
+
+  def leave_out(self, names: frozenset[str]) -> None:
+    """From now on these are neither tried nor what others are held against."""
+    if names != self._left_out:
+      self._left_out = names
+      for arm in self._arms.values():
+        arm.rest_secs = 0.0
 
   def unseen(self) -> str | None:
     """The first arm without a reward."""
-    unseen = (name for name, arm in self._arms.items() if not arm.rewards)
+    unseen = (name for name, arm in self._available() if not arm.rewards)
     return next(unseen, None)
 
   def estimates(self) -> dict[str, float]:
@@ -97,7 +105,7 @@ class Arms:
     since = self.num_stretches - self._window
     return {
       name: arm.estimate(since)
-      for name, arm in self._arms.items()
+      for name, arm in self._available()
       if arm.rewards
     }
 
@@ -138,9 +146,11 @@ class Arms:
     played.rewards.append(reward)
     for arm in self._arms.values():
       arm.rest_secs = max(0.0, arm.rest_secs - secs)
+    played.rest_secs = 0.0
+    if name in self._left_out:
+      return
     estimates = self.estimates()
     best = max(estimates.values())
-    played.rest_secs = 0.0
     if estimates[name] < best:
       own = accepted_length * rounds_per_sec
       lost_secs = secs * max(0.0, 1 - own / best)
@@ -184,3 +194,6 @@ class Arms:
     for name, (rest_secs, rewards) in arms.items():
       self._arms[name].rest_secs = rest_secs
       self._arms[name].rewards.extend(rewards)
+
+  def _available(self) -> list[tuple[str, _Arm]]:
+    return [x for x in self._arms.items() if x[0] not in self._left_out]

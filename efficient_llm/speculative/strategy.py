@@ -166,6 +166,19 @@ class Strategy:
       )
       for shapes in self._shapes
     )
+    self._is_without_model = False
+
+  def leave_out_model(self) -> None:
+    """Chooses no shape any more that needs a draft model.
+
+    What copies and off are left; where an entry has neither, off is chosen.
+    What was learnt stays, and `to_dict` has all of it.
+    """
+    self._is_without_model = True
+    for shapes, arms in zip(self._shapes, self._buckets, strict=True):
+      arms.leave_out(
+        frozenset(name for name, shape in shapes.items() if shape.needs_model)
+      )
 
   def arms(
     self, batch_size: int | None = None
@@ -190,6 +203,8 @@ class Strategy:
     name = arms.unseen()
     if name is None:
       estimates = arms.estimates()
+      if not estimates:
+        return tree_lib.DraftShape()
       off, margin = tree_lib.DraftShape().name, self._config.margin
       best = max(
         estimates,
@@ -243,6 +258,8 @@ class Strategy:
       return
     bucket = self._bucket(batch_size)
     if shape.name not in self._shapes[bucket]:
+      if shape.is_off and self._is_without_model:
+        return
       raise ValueError(
         f'Shape {shape.name} is no arm for {batch_size=}; choose among '
         f'{", ".join(self._shapes[bucket])}.'

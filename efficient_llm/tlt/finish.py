@@ -13,7 +13,14 @@ from absl import logging
 from efficient_llm.speculative import target_run
 from efficient_llm.tlt import rewards, rollout, spot_trainer
 from efficient_llm.tlt.config import TltConfig
-from efficient_llm.training import chart, metrics, report, sections, strict_json
+from efficient_llm.training import (
+  chart,
+  metrics,
+  processes,
+  report,
+  sections,
+  strict_json,
+)
 from efficient_llm.training import checkpoint as checkpoint_lib
 from efficient_llm.training import loop as loop_lib
 
@@ -89,6 +96,7 @@ def step_metrics(
     'step_secs': answered.secs + scores.secs + update_secs + separate_secs,
     'saved_secs': answered.saved_secs,
     'drafter_steps': float(training.num_steps),
+    'drafter_off': 0.0 if spot is None or spot.is_healthy else 1.0,
     'drafter_staleness': 0.0 if spot is None else float(spot.staleness),
     **(
       {'drafter_acceptance': training.acceptance} if training.num_steps else {}
@@ -131,10 +139,26 @@ def write(
   config: TltConfig, outcome: loop_lib.Outcome, *, workdir: pathlib.Path
 ) -> None:
   """Writes the drafter for `experiments.generate`, result.json, report.html."""
-  if outcome.state.drafter is not None:
-    _write_drafter(config, outcome, workdir)
-  if jax.process_index() != 0:
+  if jax.process_index() == 0:
+    _report(config, outcome, workdir)
+  if outcome.state.drafter is None:
     return
+  if drafter_is_off(workdir):
+    logging.warning('The drafter was switched off, so that none is written.')
+  else:
+    _write_drafter(config, outcome, workdir)
+
+
+def drafter_is_off(workdir: pathlib.Path) -> bool:
+  """Whether the run has lost its drafter, by its last line of metrics."""
+  return processes.on_first(
+    lambda: metrics.read_metrics(workdir, kind='train')[-1]['drafter_off'] > 0
+  )
+
+
+def _report(
+  config: TltConfig, outcome: loop_lib.Outcome, workdir: pathlib.Path
+) -> None:
   records = metrics.read_metrics(workdir, kind='train')
   evaluations = metrics.read_metrics(workdir, kind='eval')
   last = records[-1]
@@ -147,6 +171,7 @@ def write(
       'final': {name: x for name, x in last.items() if name != 'time'},
       'rollout_share': _total(records, 'rollout_secs')
       / _total(records, 'step_secs'),
+      'drafter_off': last['drafter_off'] > 0,
       'idle_secs': _total(records, 'idle_secs'),
       'idle_used_secs': _total(records, 'idle_used_secs'),
       'config': dataclasses.asdict(config),
@@ -176,7 +201,11 @@ def write(
       sections.KeyNumbers(
         [
           sections.Tile('Reward, held out', outcome.eval_metrics['reward']),
-          sections.Tile('Tokens per target pass', last['acceptance_length']),
+          sections.Tile(
+            'Tokens per target pass',
+            last['acceptance_length'],
+            note='drafter switched off' if last['drafter_off'] else '',
+          ),
         ]
       ),
       chart.Curve('Reward', rewards_shown, 'steps', 'mean', from_zero=True),

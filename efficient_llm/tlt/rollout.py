@@ -172,6 +172,7 @@ class Workers:
     *,
     draft_params: typing.Params | None,
     trainer: spot_trainer.SpotTrainer | None,
+    use_model: bool = True,
   ) -> Outcome:
     """Answers every row once.
 
@@ -185,6 +186,8 @@ class Workers:
       draft_params: Of the draft model, where speculation needs one.
       trainer: Whose drafter is trained by workers without answers; None lets
         them idle.
+      use_model: Whether rounds may use the draft model; once they may not,
+        they never do again.
     """
     pool = texts.TextPool(
       self._config.num_texts,
@@ -197,6 +200,7 @@ class Workers:
       groups_N=groups_N,
       key=key,
       draft_params=draft_params,
+      use_model=use_model,
       queue=row_queue_lib.RowQueue(_order(groups_N)),
       pool=pool,
       trainer=trainer,
@@ -224,10 +228,7 @@ class Workers:
     if shared.failure is not None:
       raise shared.failure
     return self._collect(
-      list(found.values()),
-      start=start,
-      secs=secs,
-      trainer=trainer,
+      list(found.values()), start=start, secs=secs, trainer=trainer
     )
 
   def get_state(self) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ class Shared:
     key: Row n draws with the coins of row n whatever worker it falls to.
     queue: Answers that nobody has begun.
     pool: Finished answers to copy from.
+    use_model: Whether rounds may use the draft model.
     num_busy: Workers that may still find an answer.
     ended: Set with the last answer, or a failure.
   """
@@ -34,6 +35,7 @@ class Shared:
   groups_N: np.ndarray
   key: Any
   draft_params: Any
+  use_model: bool
   queue: row_queue.RowQueue
   pool: texts.TextPool
   trainer: spot_trainer.SpotTrainer | None
@@ -42,14 +44,14 @@ class Shared:
   lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
   failure: BaseException | None = None
 
-
-@dataclasses.dataclass
   def fail(self, error: BaseException) -> None:
     """Ends the step for all workers, between two stretches of rounds."""
     self.failure = error
     self.queue.close()
     self.ended.set()
 
+
+@dataclasses.dataclass
 class Worker:
   """An engine on a device, and its bandit."""
 
@@ -61,6 +63,8 @@ class Worker:
 
   def answer(self, shared: Shared) -> tuple[job.Generation, float]:
     """Answers until none is left, then trains the drafter till the end."""
+    if not shared.use_model:
+      self.chooser.leave_out_model()
     with jax.default_device(self.device):
       place = functools.partial(jax.device_put, device=self.device)
       generation = self.engine.generate(
@@ -107,6 +111,8 @@ class Worker:
 
     def refresh() -> job.Refreshed | None:
       newer_texts = newer_drafter = None
+      if trainer is not None and not trainer.is_healthy:
+        self.chooser.leave_out_model()
       if copies and shared.pool.version != seen[0]:
         seen[0] = shared.pool.version
         newer_texts = place(shared.pool.arrays())

@@ -95,8 +95,8 @@ class SpotTrainer:
     data: Answers of this step of the run and the one before.
     version: Counts published drafters.
     is_ready: Whether it has a drafter.
-    is_healthy: False from a loss on that is not finite: nothing is trained or
-      published any more.
+    is_healthy: False from a loss, update or drafter on that is not finite: from
+      then on nothing is trained or published, and nobody is to draft with it.
     staleness: Steps of the run since the drafter last learnt.
   """
 
@@ -145,7 +145,7 @@ class SpotTrainer:
 
   def compile(self, policy: typing.Params, device: Any) -> None:
     """Compiles the step for a device, so that idle time is for training."""
-    if self._config.mode == 'frozen':
+    if self._config.mode == 'frozen' or not self.is_healthy:
       return
     state, placed = self._placed(policy, device)
     self._step(state, self.data.empty_batch(), placed, device)
@@ -155,6 +155,8 @@ class SpotTrainer:
     self._state = jax.device_get(state)
     self._published = self._state.params
     self.is_ready = True
+    if not state_lib.are_finite(self._published):
+      self._switch_off('the parameters it begins with are')
 
   @property
   def state(self) -> state_lib.TrainState:
@@ -203,11 +205,9 @@ class SpotTrainer:
 
   def get_state(self) -> dict[str, Any]:
     """Data and counters, as JSON can hold them."""
-    return {
-      'data': self.data.get_state(),
-      'staleness': self.staleness,
-      'is_healthy': self.is_healthy,
-    }
+    names = ('staleness', 'is_healthy')
+    data = {'data': self.data.get_state()}
+    return data | {name: getattr(self, name) for name in names}
 
   def set_state(self, saved: dict[str, Any]) -> None:
     """Goes on from `get_state`."""
@@ -226,13 +226,13 @@ class SpotTrainer:
         continue
       state, metrics = self._step(state, batch, policy, device)
       if not metrics['finite']:
-        self._give_up(metrics['loss'])
-        return
+        self._switch_off(f'loss={float(metrics["loss"])} or its update is')
+        break
       effort.num_steps += 1
       effort.acceptance = float(metrics['acceptance_1'])
       if effort.num_steps % self._config.publish_every == 0:
         self._publish(state)
-    if effort.num_steps % self._config.publish_every:
+    if self.is_healthy and effort.num_steps % self._config.publish_every:
       self._publish(state)
     effort.secs += time.perf_counter() - start
 
@@ -245,7 +245,7 @@ class SpotTrainer:
   ) -> tuple[state_lib.TrainState, typing.Metrics]:
     program = self._program(device)
     placed = jax.device_put(dict(batch), program.batch_sharding)
-    with jax.set_mesh(self._mesh(device)):
+    with jax.set_mesh(_mesh(device)):
       state, metrics = program.train_step(state, placed, policy)
     return state, jax.device_get(metrics)
 
@@ -263,35 +263,38 @@ class SpotTrainer:
   def _publish(self, state: state_lib.TrainState) -> None:
     # Copied to the host, as the next step overwrites the device's.
     fetched = jax.device_get(state)
+    if not state_lib.are_finite(fetched.params):
+      self._switch_off('newly trained parameters are')
+      return
     with self._publish_lock:
       self._state, self._published = fetched, fetched.params
       self.version += 1
       self.staleness = 0
       self._effort.num_published += 1
 
-  def _give_up(self, loss: float) -> None:
-    """Goes on without: what was published before stays as it was."""
-    self.is_healthy = False
-    logging.error(
-      'Drafter: loss=%s is not finite; it is trained no more and the run goes '
-      'on with the last good one; lower drafter.optimizer.learning_rate.',
-      float(loss),
-    )
+  def _switch_off(self, what: str) -> None:
+    """Goes on without it; its state stays as it was before."""
+    if self.is_healthy:
+      self.is_healthy = False
+      logging.error(
+        'Drafter: %s not finite; it is switched off and the run goes on; lower '
+        'drafter.optimizer.learning_rate or train another first_drafter.',
+        what,
+      )
 
   def _program(self, device: Any) -> drafter_program.Program:
     if device not in self._programs:
+      config = drafter_program.DrafterConfig(
+        loss=self._config.loss,
+        optimizer=self._config.optimizer,
+        # A step that is not finite changes nothing.
+        loop=loop_lib.LoopConfig(num_steps=_NUM_STEPS, nonfinite='skip'),
+      )
       self._programs[device] = drafter_program.build(
-        self._drafter_config(), self._model, self._mesh(device)
+        config, self._model, _mesh(device)
       )
     return self._programs[device]
 
-  def _mesh(self, device: Any) -> Mesh:
-    return sharding.make_mesh(sharding.MeshConfig(), devices=[device])
 
-  def _drafter_config(self) -> drafter_program.DrafterConfig:
-    return drafter_program.DrafterConfig(
-      loss=self._config.loss,
-      optimizer=self._config.optimizer,
-      # A step that is not finite changes nothing.
-      loop=loop_lib.LoopConfig(num_steps=_NUM_STEPS, nonfinite='skip'),
-    )
+def _mesh(device: Any) -> Mesh:
+  return sharding.make_mesh(sharding.MeshConfig(), devices=[device])

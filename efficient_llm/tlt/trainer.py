@@ -194,6 +194,7 @@ class Trainer(contextlib.AbstractContextManager):
       prompts.groups_N,
       key,
       draft_params=None if self.spot is None else self.spot.published()[1],
+      use_model=self.spot is None or self.spot.is_healthy,
       trainer=self.spot,
     )
 
@@ -235,6 +236,7 @@ class Trainer(contextlib.AbstractContextManager):
       prompts.groups_N,
       key,
       draft_params=None if self.spot is None else self.spot.published()[1],
+      use_model=self.spot is None or self.spot.is_healthy,
       trainer=None,
     )
     scores = self._rewards.score(

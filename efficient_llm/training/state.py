@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from efficient_llm import optimizer as optimizer_lib
@@ -95,3 +96,8 @@ def abstract(
     abstract_state,
     state_shardings,
   )
+
+
+def are_finite(tree: typing.PyTree) -> bool:
+  """Whether every number of a tree is finite; on the host."""
+  return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))

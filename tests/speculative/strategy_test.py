@@ -216,6 +216,34 @@ def test_off_is_an_arm_of_every_bucket(
     assert set(strategy.arms(batch_size)) <= set(strategy.arms())
 
 
+@pytest.mark.parametrize('name', _BANDITS)
+def test_without_a_model_only_off_and_copies_are_chosen(name: Any) -> None:
+  config = strategy_lib.StrategyConfig(name, ('2_1_3+4_1_5c',), (1,))
+  strategy = strategy_lib.Strategy(config)
+  copied = tree.DraftShape(4, 1, 5, copied=True)
+  speeds = {_OFF: 1.0, _SHORT: 9.0, copied: 2.0}
+  _play(strategy, speeds, 20)
+  saved = strategy.to_dict()
+  strategy.leave_out_model()
+  _, chosen = _play(strategy, speeds, 50)
+  assert set(chosen) <= {_OFF, copied}
+  # What the model would have made does not count against the copies.
+  assert chosen.count(copied) > 40
+  # A run that goes on has its memory, and leaves the model out again.
+  other = strategy_lib.Strategy.from_dict(config, saved)
+  other.leave_out_model()
+  assert other.choose(1) == copied
+
+
+def test_a_table_without_its_model_is_off() -> None:
+  config = strategy_lib.StrategyConfig('fixed', ('2_1_3', '4_1_5c'), (1, 2))
+  strategy = strategy_lib.Strategy(config)
+  strategy.leave_out_model()
+  assert strategy.choose(1) == _OFF
+  strategy.update(_OFF, 1, 1, 1.0)
+  assert strategy.choose(2).copied
+
+
 def test_buckets_learn_apart() -> None:
   config = strategy_lib.StrategyConfig(
     arms=('2_1_3', '2_1_3'), thresholds=(1, 4), epsilon=1e-9

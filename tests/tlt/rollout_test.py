@@ -40,6 +40,14 @@ def _params() -> Any:
   return jax.tree.map(lambda x: 2.0 * x if x.ndim > 1 else x, params)
 
 
+def _draft_params() -> Any:
+  return drafter.init(_CONFIG, jax.random.key(1), _params())
+
+
+def _broken(params: Any) -> Any:
+  return jax.tree.map(lambda x: np.full_like(x, np.nan), params)
+
+
 def _trainer(**changes: Any) -> spot_trainer.SpotTrainer:
   config = spot_trainer.SpotConfig(
     batch_size=1,
@@ -53,8 +61,7 @@ def _trainer(**changes: Any) -> spot_trainer.SpotTrainer:
     pad_id=0,
     seed=0,
   )
-  draft_params = drafter.init(_CONFIG, jax.random.key(1), _params())
-  trainer.restore(trainer.init_state(draft_params))
+  trainer.restore(trainer.init_state(_draft_params()))
   return trainer
 
 
@@ -62,6 +69,7 @@ def _run(
   speculation: rollout.Speculation,
   num_workers: int,
   trainer: spot_trainer.SpotTrainer | None = None,
+  **more: Any,
 ) -> rollout.Outcome:
   workers = rollout.Workers(
     dataclasses.replace(_ROLLOUT, speculation=speculation),
@@ -69,15 +77,14 @@ def _run(
     stop_tokens=(5,),
     devices=jax.devices()[:1] * num_workers,
   )
-  draft_params = drafter.init(_CONFIG, jax.random.key(1), _params())
   return workers.run(
     _params(),
     _PROMPTS,
     _LENGTHS,
     _GROUPS,
     jax.random.key(2),
-    draft_params=draft_params,
     trainer=trainer,
+    **{'draft_params': _draft_params(), **more},
   )
 
 
@@ -137,13 +144,6 @@ def test_a_worker_that_fails_ends_the_step(
     _run('union', 2, trainer)
 
 
-def test_first_one_answer_of_each_group_is_begun() -> None:
-  assert rollout._order(_GROUPS) == [0, 2, 4, 1, 3, 5]
-
-
-def test_the_newest_texts_stay() -> None:
-  pool = texts.TextPool(2, 4)
-  for group, tokens in enumerate(([1], [2, 2], [3, 3, 3])):
 def test_a_worker_that_fails_leaves_the_others_little_to_do(
   monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -163,6 +163,13 @@ def test_a_worker_that_fails_leaves_the_others_little_to_do(
   assert len(calls) <= 3
 
 
+def test_first_one_answer_of_each_group_is_begun() -> None:
+  assert rollout._order(_GROUPS) == [0, 2, 4, 1, 3, 5]
+
+
+def test_the_newest_texts_stay() -> None:
+  pool = texts.TextPool(2, 4)
+  for group, tokens in enumerate(([1], [2, 2], [3, 3, 3])):
     pool.add(group, np.asarray(tokens))
   arrays = pool.arrays()
   assert arrays['extra_RE'][0].tolist() == [3, 3, 3, 0]
@@ -251,11 +258,42 @@ def test_long_answers_of_the_step_before_are_learnt_from() -> None:
   assert set(np.unique(batch['tokens'][batch['segment_ids'] > 0])) == {9}
 
 
+@pytest.mark.parametrize('speculation', ['learned', 'union'])
+def test_answers_need_no_sound_drafter(
+  speculation: rollout.Speculation,
+) -> None:
+  outcome = _run(
+    speculation, 1, draft_params=_broken(_draft_params()), use_model=False
+  )
+  np.testing.assert_array_equal(outcome.tokens_NT, _plain().tokens)
+  assert set(outcome.rounds_by_shape) == {'0_1_1'}
+
+
+def test_a_drafter_that_is_lost_midway_is_used_no_more() -> None:
+  trainer = _trainer(mode='frozen')
+  trainer.is_healthy = False
+  trainer.begin(_params())
+  outcome = _run('union', 1, trainer)
+  np.testing.assert_array_equal(outcome.tokens_NT, _plain().tokens)
+  # Only the first stretch, of two rounds, may have been chosen before.
+  assert outcome.rounds_by_shape.get('3_1_4', 0) <= 2
+
+
+def test_a_drafter_that_is_not_finite_is_never_begun_with() -> None:
+  trainer = _trainer()
+  state = trainer.init_state(_broken(_draft_params()))
+  trainer.restore(state)
+  assert not trainer.is_healthy
+  # A run that goes on from there knows without having seen it.
+  other = _trainer()
+  other.set_state(trainer.get_state())
+  assert not other.is_healthy
+
+
 def test_a_loss_that_is_not_finite_ends_training_only() -> None:
   trainer = _trainer()
   good = trainer.published()[1]
-  broken = jax.tree.map(lambda x: np.full_like(x, np.nan), _params())
-  trainer.begin(broken)
+  trainer.begin(_broken(_params()))
   trainer.data.add(np.asarray([1, 2, 3, 4, 5]))
   trainer.train_until(threading.Event(), jax.devices()[0])
   assert not trainer.is_healthy

@@ -1,6 +1,7 @@
 """A whole run in small: stages, steps, resuming, what is left at the end."""
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from efficient_llm import optimizer
 from efficient_llm.speculative import (
   drafter_training,
   target_run,
@@ -21,7 +23,7 @@ from efficient_llm.tlt import (
   train,
 )
 from efficient_llm.tlt.config import TltConfig
-from efficient_llm.training import metrics
+from efficient_llm.training import checkpoint, metrics
 from tests.tlt import small_run
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
@@ -131,6 +133,64 @@ def test_a_failing_reward_function_costs_its_groups_only(
   (line,) = metrics.read_metrics(tmp_path, kind='train')
   assert line['failed'] == 1
   assert int(outcome.state.num_updates) == 1
+
+
+def _same_answers(
+  whole_run: pathlib.Path, workdir: pathlib.Path
+) -> list[dict[str, Any]]:
+  """Metrics of a run, whose answers must be those of the whole run."""
+  found = metrics.read_metrics(workdir, kind='train')
+  expected = metrics.read_metrics(whole_run, kind='train')[: len(found)]
+  for name in ('reward', 'rollout_tokens', 'length_max'):
+    assert [x[name] for x in found] == [x[name] for x in expected]
+  return found
+
+
+def test_a_drafter_that_diverges_is_switched_off_for_good(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = _begin(whole_run)
+  wild = dataclasses.replace(
+    config.drafter,
+    optimizer=optimizer.OptimizerConfig(learning_rate=1e38, warmup_steps=0),
+  )
+  config = dataclasses.replace(config, drafter=wild)
+  short = dataclasses.replace(config, loop=small_run.loop_config(1, every=1))
+  train.train(short, workdir=tmp_path)
+  train.train(config, workdir=tmp_path)
+  lines = _same_answers(whole_run, tmp_path)
+  assert [line['drafter_off'] for line in lines] == [1, 1, 1]
+  # The first rollout was before.
+  assert [line['speculative_rounds'] > 0 for line in lines] == [
+    True,
+    False,
+    False,
+  ]
+
+
+def test_a_spoilt_first_drafter_is_never_used(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  saved = drafter_training.load(whole_run / 'first_drafter')
+  saver = checkpoint.Checkpointer(
+    tmp_path / 'spoilt' / 'checkpoints', checkpoint.CheckpointConfig()
+  )
+  spoilt = jax.tree.map(lambda x: np.full_like(x, np.nan), saved.params)
+  saver.save(1, {'params': spoilt}, data_state=None, metadata=saved.meta)
+  saver.close()
+  config = dataclasses.replace(
+    _begin(whole_run),
+    first_drafter=str(tmp_path / 'spoilt'),
+    loop=small_run.loop_config(1),
+  )
+  workdir = tmp_path / 'run'
+  train.train(config, workdir=workdir)
+  (line,) = _same_answers(whole_run, workdir)
+  assert line['drafter_off'] == 1
+  assert line['speculative_rounds'] == 0
+  assert json.loads((workdir / 'result.json').read_text())['drafter_off']
+  # None is left for others to take.
+  assert not (workdir / 'drafter').exists()
 
 
 def test_a_row_must_hold_the_longest_answer() -> None:
