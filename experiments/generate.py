@@ -193,11 +193,7 @@ def _drafting(name: str, target: target_run.TargetRun, params: Any) -> Drafting:
       f'--drafter={name} must be a folder, ngram, FOLDER+ngram, int8 or none.'
     )
   saved = drafter_training.load(folder)
-  if saved.meta['target']['digest'] != target.digest:
-    raise ValueError(
-      f'--drafter={folder} was trained for another checkpoint, of '
-      f'{saved.meta["target"]["workdir"]}; train one for this target.'
-    )
+  target.check_same(saved.meta['target'], drafter=f'--drafter={folder}')
   if not with_ngram:
     return Drafting(model_draft.drafter(target.model), saved.params)
   both = {'learned': saved.params, 'model_free': None}

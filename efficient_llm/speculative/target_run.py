@@ -60,6 +60,19 @@ class TargetRun:
       'digest': self.digest,
     }
 
+  def check_same(self, described: Mapping[str, Any], *, drafter: str) -> None:
+    """Raises ValueError if a drafter was trained for another checkpoint.
+
+    Args:
+      described: What the drafter's run says of its target; see `describe`.
+      drafter: How the drafter was named, for the message.
+    """
+    if described['digest'] != self.digest:
+      raise ValueError(
+        f'{drafter} was trained for another checkpoint, of '
+        f'{described["workdir"]}; train one for this target.'
+      )
+
 
 def find(workdir: str | pathlib.Path, *, step: int | None = None) -> TargetRun:
   """Finds the newest whole checkpoint of a run that can have a drafter.

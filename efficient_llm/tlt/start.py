@@ -36,6 +36,8 @@ def prepare(
 
   Returns:
     What was made, or how the stage ended that a signal interrupted.
+  Raises:
+    ValueError: If the first drafter is another model's.
   """
   task = registry.make(config.task)
   folder = config.checkpoint
@@ -54,7 +56,9 @@ def prepare(
     outcome = drafter_training.train(warmup, workdir=drafter)
     if outcome.stopped_by is not None:
       return outcome
-  return Start(target, drafter_training.load(drafter).params, task)
+  saved = drafter_training.load(drafter)
+  target.check_same(saved.meta['target'], drafter=f'first_drafter={drafter}')
+  return Start(target, saved.params, task)
 
 
 def _supervise(

@@ -22,6 +22,7 @@ from efficient_llm.tlt import (
   rewards,
   train,
 )
+from efficient_llm.tlt import start as start_lib
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import checkpoint, metrics
 from tests.tlt import small_run
@@ -191,6 +192,29 @@ def test_a_spoilt_first_drafter_is_never_used(
   assert json.loads((workdir / 'result.json').read_text())['drafter_off']
   # None is left for others to take.
   assert not (workdir / 'drafter').exists()
+
+
+def test_a_drafter_of_another_model_is_refused(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = dataclasses.replace(
+    _begin(whole_run), first_drafter=str(whole_run / 'drafter')
+  )
+  with pytest.raises(ValueError, match=r'first_drafter=.* another checkpoint'):
+    start_lib.prepare(config, tmp_path)
+
+
+def test_a_run_goes_on_from_policy_and_drafter_of_another(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = small_run.config(
+    checkpoint=str(whole_run), first_drafter=str(whole_run / 'drafter')
+  )
+  begun = start_lib.prepare(config, tmp_path)
+  assert isinstance(begun, start_lib.Start)
+  assert begun.target.step == 3
+  saved = drafter_training.load(whole_run / 'drafter').params
+  jax.tree.map(np.testing.assert_array_equal, begun.drafter_params, saved)
 
 
 def test_a_row_must_hold_the_longest_answer() -> None:
