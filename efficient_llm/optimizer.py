@@ -14,12 +14,12 @@ from efficient_llm import typing
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW or Muon with a schedule and gradient clipping.
+  """AdamW, Muon or SGD with a schedule and gradient clipping.
 
   Attributes:
     name: 'muon' orthogonalises the updates of inner matrices and leaves tables,
       output matrix, norms and biases to AdamW with Nesterov momentum (Jordan et
-      al. 2024).
+      al. 2024). 'sgd' has no momentum.
     learning_rate: Peak.
     schedule: 'wsd' is warm-up, stable, linear decay (Hu et al. 2024).
     warmup_steps: Linear from 0 to the peak.
@@ -34,7 +34,7 @@ class OptimizerConfig:
       rate and weight decay fit (Liu et al. 2025, arXiv:2502.16982).
   """
 
-  name: Literal['adamw', 'muon'] = 'adamw'
+  name: Literal['adamw', 'muon', 'sgd'] = 'adamw'
   learning_rate: float = 1e-3
   schedule: Literal['cosine', 'wsd', 'constant'] = 'cosine'
   warmup_steps: int = 100
@@ -148,6 +148,11 @@ def make_optimizer(
       eps=config.epsilon,
       weight_decay=config.weight_decay,
       mask=is_matrix,
+    )
+  elif config.name == 'sgd':
+    update = optax.chain(
+      optax.add_decayed_weights(config.weight_decay, mask=is_matrix),
+      optax.sgd(schedule),
     )
   else:
     # Decay and schedule are applied outside: inside, `contrib.muon` would decay

@@ -250,7 +250,7 @@ def test_the_global_norm_is_taken_in_float32() -> None:
       {'clip_norm': float('nan')},
       'clip_norm=nan must be positive; None is off.',
     ),
-    ({'name': 'sgd'}, "name='sgd' must be one of adamw, muon."),
+    ({'name': 'lion'}, "name='lion' must be one of adamw, muon, sgd."),
     (
       {'schedule': 'step'},
       "schedule='step' must be one of cosine, wsd, constant.",
@@ -263,3 +263,20 @@ def test_a_setting_out_of_range_is_refused(
   with pytest.raises(ValueError) as caught:
     optimizer.OptimizerConfig(**changes).validate()
   assert str(caught.value) == f'optimizer.{message}'
+
+
+def test_sgd_subtracts_the_gradient_and_decays_matrices_only() -> None:
+  config = optimizer.OptimizerConfig(
+    name='sgd', learning_rate=0.5, weight_decay=0.1, clip_norm=None
+  )
+  grads, params = _random(2), _random(1)
+  update = _first_update(config, grads)
+  jax.tree.map(
+    lambda axes, u, g, p: np.testing.assert_allclose(
+      u, -0.5 * (g + 0.1 * p * axes.is_matrix), rtol=1e-5, atol=1e-6
+    ),
+    _AXES,
+    update,
+    grads,
+    params,
+  )

@@ -142,7 +142,7 @@ class _Run:
     self._config, self._task, self._workdir = config, task, workdir
     self._saver, self._writer = saver, writer
     self._meter = progress.RateMeter()
-    self._steps = step_metrics.StepMetrics(self._check)
+    self._steps = step_metrics.StepMetrics(self._check, task.read)
     self._peak: hardware.Peak | None = None
     self._eval_metrics: Mapping[str, float] = {}
     self._shown: dict[str, str | float] = {}

@@ -129,7 +129,7 @@ def num_blocks(num_rows: int, num_tokens: int, *, vocab_size: int) -> int:
   """
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
-    shards = mesh.size // mesh.shape.get('tensor', 1)
+    shards = mesh.shape.get('data', 1) * mesh.shape.get('fsdp', 1)
     num_rows = max(1, num_rows // shards)
   position_bytes = num_rows * vocab_size * 4
   most_tokens = max(1, LOGITS_BYTES // position_bytes)

@@ -7,79 +7,37 @@ what scaling ladders call for every rung.
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 from absl import logging
 from jax.sharding import Mesh
 
 from efficient_llm import optimizer as optimizer_lib
-from efficient_llm import sharding
-from efficient_llm.data import pipeline
+from efficient_llm import sharding, typing
 from efficient_llm.models import attention, transformer
-from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.training import (
   batch_layout,
   datasets,
   evaluation,
   objectives,
-  report,
+  results,
   samples,
   step,
-  strict_json,
 )
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import state as state_lib
+from efficient_llm.training.config import PretrainConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-  """All there is to a pre-training run.
-
-  Attributes:
-    sampling: How the samples at the end are drawn (causal models).
-    sample_prompts: Their beginnings; empty for none.
-    z_loss: Weight of the log-partition penalty.
-    seed: Of the initial parameters; data.seed orders the data.
-  """
-
-  model: transformer.TransformerConfig = transformer.TransformerConfig()
-  data: pipeline.DataConfig = pipeline.DataConfig()
-  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
-  loop: loop_lib.LoopConfig = loop_lib.LoopConfig()
-  mesh: sharding.MeshConfig = sharding.MeshConfig()
-  sampling: sampling_lib.SamplingConfig = sampling_lib.SamplingConfig()
-  sample_prompts: tuple[str, ...] = ()
-  z_loss: float = 0.0
-  seed: int = 0
-
-  def validate(self) -> None:
-    """Checks every part and the rules across them, before any compilation."""
-    for field in dataclasses.fields(self):
-      part = getattr(self, field.name)
-      if hasattr(part, 'validate'):
-        part.validate()
-    if self.data.sequence_length > self.model.max_positions:
-      raise ValueError(
-        f'data.sequence_length={self.data.sequence_length} must not exceed '
-        f'model.max_positions={self.model.max_positions}; change one of them.'
-      )
-    if self.data.batch_size % self.loop.num_microbatches:
-      raise ValueError(
-        f'data.batch_size={self.data.batch_size} must be divisible by '
-        f'loop.num_microbatches={self.loop.num_microbatches}; change one of '
-        'them.'
-      )
-    if self.model.causal != (self.data.objective == 'causal'):
-      raise ValueError(
-        f'model.causal={self.model.causal} needs data.objective='
-        f'{"causal" if self.model.causal else "masked"}, got '
-        f'{self.data.objective!r}.'
-      )
-    optimizer_lib.make_schedule(self.optimizer, num_steps=self.loop.num_steps)
+__all__ = [
+  'Parts',
+  'PretrainConfig',
+  'Program',
+  'build',
+  'make_parts',
+  'train',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +72,59 @@ def build(config: PretrainConfig, mesh: Mesh) -> Program:
   Raises:
     ValueError: If the model or the batch does not fit the mesh.
   """
-  platform = mesh.devices.flat[0].platform
+  parts = make_parts(config, mesh)
+  shapes = jax.eval_shape(parts.init_state, jax.random.key(0))
+  shardings = state_lib.shardings(shapes, parts.axes, mesh)
+  batch_sharding = sharding.batch_sharding(mesh)
+  batch_layout.check_batch_size(
+    config.data.batch_size,
+    batch_sharding,
+    num_microbatches=config.loop.num_microbatches,
+  )
+  return Program(
+    mesh=mesh,
+    train_step=step.jit_train_step(parts.train_step, shardings, batch_sharding),
+    eval_step=step.jit_eval_step(
+      parts.eval_loss, shardings.params, batch_sharding
+    ),
+    init_state=functools.partial(
+      jax.jit(parts.init_state, out_shardings=shardings),
+      jax.random.key(config.seed),
+    ),
+    abstract_state=state_lib.abstract(shapes, shardings),
+    abstract_batch=batch_layout.abstract_batch(config.data, batch_sharding),
+    batch_sharding=batch_sharding,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What a program is made of, before it is laid out on a mesh.
+
+  Attributes:
+    axes: Tree of LogicalAxes, one per parameter.
+    init_state: Makes the state of step 0 from a key.
+    train_step: (state, batch) -> (state, metrics).
+    eval_loss: Gives the plain loss for params, batch and key.
+  """
+
+  axes: typing.PyTree
+  init_state: Callable[[jax.Array], state_lib.TrainState]
+  train_step: step.TrainStep
+  eval_loss: objectives.LossFn
+
+
+def make_parts(config: PretrainConfig, mesh: Mesh) -> Parts:
+  """Puts model, loss and optimiser together.
+
+  Args:
+    config: The run.
+    mesh: Whose platform decides how attention is computed.
+  """
   model = dataclasses.replace(
     config.model,
     attention_implementation=attention.choose(
-      config.model.attention_implementation, platform
+      config.model.attention_implementation, mesh.devices.flat[0].platform
     ),
   )
   axes = transformer.logical_axes(model)
@@ -131,33 +137,14 @@ def build(config: PretrainConfig, mesh: Mesh) -> Program:
     params = transformer.init(model, init_key)
     return state_lib.create(params, optimizer, train_key)
 
-  shapes = jax.eval_shape(init_state, jax.random.key(0))
-  shardings = state_lib.shardings(shapes, axes, mesh)
-  batch_sharding = sharding.batch_sharding(mesh)
-  batch_layout.check_batch_size(
-    config.data.batch_size,
-    batch_sharding,
-    num_microbatches=config.loop.num_microbatches,
-  )
-  loss_fn = objectives.language_model_loss(model, z_loss=config.z_loss)
   train_step = step.make_train_step(
-    loss_fn,
+    objectives.language_model_loss(model, z_loss=config.z_loss),
     optimizer,
     num_microbatches=config.loop.num_microbatches,
     skip_nonfinite=config.loop.nonfinite == 'skip',
   )
   eval_loss = objectives.language_model_loss(model)
-  return Program(
-    mesh=mesh,
-    train_step=step.jit_train_step(train_step, shardings, batch_sharding),
-    eval_step=step.jit_eval_step(eval_loss, shardings, batch_sharding),
-    init_state=functools.partial(
-      jax.jit(init_state, out_shardings=shardings), jax.random.key(config.seed)
-    ),
-    abstract_state=state_lib.abstract(shapes, shardings),
-    abstract_batch=batch_layout.abstract_batch(config.data, batch_sharding),
-    batch_sharding=batch_sharding,
-  )
+  return Parts(axes, init_state, train_step, eval_loss)
 
 
 def train(
@@ -212,7 +199,7 @@ def train(
         batches=batches,
         place=place,
         evaluate=evaluate,
-        metadata=checkpoint_metadata(config, dataset),
+        metadata=results.checkpoint_metadata(config, dataset),
         flops_per_token=flops_per_token,
       ),
       make_state=program.init_state,
@@ -220,63 +207,11 @@ def train(
       workdir=workdir,
     )
     if outcome.stopped_by is None:
-      written = samples.draw(
-        prompts,
-        outcome.state.params,
-        model=config.model,
-        config=config.sampling,
-        tokenizer=dataset.tokenizer,
-        mesh=mesh,
-        seed=config.seed,
+      result = results.describe(
+        config, outcome, dataset=dataset, prompts=prompts, mesh=mesh
       )
-      result = {
-        'num_params': num_params,
-        'num_steps': int(outcome.state.step),
-        'num_tokens': outcome.num_tokens,
-        'flops': outcome.num_tokens * flops_per_token,
-        'train_secs': outcome.train_secs,
-        **_named(outcome.eval_metrics),
-        'data': dataset.statistics(),
-        'samples': written,
-        'config': dataclasses.asdict(config),
-      }
-      finish(result, workdir=workdir, title='Pre-training')
+      results.finish(result, workdir=workdir, title='Pre-training')
   return outcome
-
-
-def finish(
-  result: Mapping[str, Any], *, workdir: pathlib.Path, title: str
-) -> None:
-  """Writes result.json and report.html, on the first process only."""
-  if jax.process_index() != 0:
-    return
-  report.write_result(workdir, result)
-  report.write_report(
-    workdir, title=title, sections=report.training_sections(workdir)
-  )
-
-
-def checkpoint_metadata(
-  config: PretrainConfig, dataset: pipeline.Dataset
-) -> dict[str, Any]:
-  """What a reader of a checkpoint needs besides the arrays."""
-  as_data = json.loads(strict_json.to_json(dataclasses.asdict(config)))
-  return {
-    'config': as_data,
-    'model': as_data['model'],
-    'tokenizer': {
-      'name': config.data.tokenizer,
-      'fingerprint': dataset.tokenizer.fingerprint,
-    },
-  }
-
-
-def _named(eval_metrics: Mapping[str, float]) -> dict[str, float]:
-  """As the result calls them."""
-  return {
-    name if name == 'bits_per_byte' else f'eval_{name}': value
-    for name, value in eval_metrics.items()
-  }
 
 
 def _describe_mesh(mesh: Mesh) -> str:

@@ -167,7 +167,7 @@ def jit_train_step(
 
 def jit_eval_step(
   loss_fn: objectives.LossFn,
-  state_shardings: TrainState,
+  param_shardings: typing.PyTree,
   batch_sharding: jax.sharding.Sharding,
 ) -> EvalStep:
   """Compiles the loss alone, for validation."""
@@ -175,6 +175,4 @@ def jit_eval_step(
   def eval_step(params: typing.Params, batch: typing.Batch) -> objectives.Loss:
     return loss_fn(params, batch, jax.random.key(0))
 
-  return jax.jit(
-    eval_step, in_shardings=(state_shardings.params, batch_sharding)
-  )
+  return jax.jit(eval_step, in_shardings=(param_shardings, batch_sharding))

@@ -25,6 +25,7 @@ class _Window:
     num_timed: Those that `secs` covers.
     secs: Training time.
     sums: Metrics summed over the steps that were not skipped.
+    counts: Steps in each sum, as not every step need have every metric.
     learning_rate: Of the last step.
   """
 
@@ -33,6 +34,7 @@ class _Window:
   num_timed: int = 0
   secs: float = 0.0
   sums: dict[str, float] = dataclasses.field(default_factory=dict)
+  counts: dict[str, int] = dataclasses.field(default_factory=dict)
   learning_rate: float = 0.0
 
 
@@ -45,14 +47,19 @@ class StepMetrics:
   Args:
     check: Called for every step with its number and metrics, in order; raises
       where the run must not go on.
+    read: Makes the metrics of what was fetched; see `Task.read`.
 
   Attributes:
     num_tokens: Target tokens trained on; skipped steps do not count.
     train_secs: Seconds spent in steps since `start_clock`, pauses left out.
   """
 
-  def __init__(self, check: Callable[[int, Mapping[str, Any]], None]) -> None:
-    self._check = check
+  def __init__(
+    self,
+    check: Callable[[int, Mapping[str, Any]], None],
+    read: Callable[[Any], Mapping[str, Any]] = lambda values: values,
+  ) -> None:
+    self._check, self._read = check, read
     self._queue: collections.deque[tuple[int, typing.Metrics]] = (
       collections.deque()
     )
@@ -80,7 +87,8 @@ class StepMetrics:
     fetched = jax.device_get([values for _, values in self._queue])
     self._queue.clear()
     self._tick()
-    for step, values in zip(steps, fetched, strict=True):
+    for step, raw in zip(steps, fetched, strict=True):
+      values = self._read(raw)
       self._check(step, values)
       self._add(values)
     self._window.num_timed += len(steps) - self._num_untimed
@@ -89,8 +97,9 @@ class StepMetrics:
   def line(self) -> dict[str, float]:
     """Averages of the window, which begins anew; `fetch` comes first."""
     window, self._window = self._window, _Window()
-    counted = window.num_steps - window.num_skipped
-    means = {name: total / counted for name, total in window.sums.items()}
+    means = {
+      name: total / window.counts[name] for name, total in window.sums.items()
+    }
     line = {
       **(means or {'loss': float('nan')}),
       'learning_rate': window.learning_rate,
@@ -128,7 +137,10 @@ class StepMetrics:
     self.train_secs = state['train_secs']
     window = state['window']
     sums = {name: float(text) for name, text in window['sums'].items()}
-    self._window = _Window(**{**window, 'sums': sums})
+    # A checkpoint of an earlier release has one count for all.
+    counted = window['num_steps'] - window['num_skipped']
+    counts = window.get('counts', dict.fromkeys(sums, counted))
+    self._window = _Window(**{**window, 'sums': sums, 'counts': counts})
 
   def _add(self, values: Mapping[str, Any]) -> None:
     window = self._window
@@ -141,6 +153,7 @@ class StepMetrics:
     for name, value in values.items():
       if name not in ('finite', 'tokens', 'learning_rate'):
         window.sums[name] = window.sums.get(name, 0.0) + float(value)
+        window.counts[name] = window.counts.get(name, 0) + 1
 
   def _tick(self) -> None:
     if self._clock is None:

@@ -28,12 +28,14 @@ class Task:
   Attributes:
     title: Short name shown beside the progress.
     step: (state, batch) -> (state, metrics); metrics hold scalars, among them
-      'loss', 'tokens' and 'finite'.
+      'loss', 'tokens' and 'finite'; others need not come with every step.
     batches: Where batches come from.
     place: Puts a batch on the devices.
     evaluate: Gives validation metrics of a state, or None.
     metadata: What a checkpoint says about itself (configuration, model).
     flops_per_token: For the model FLOPs utilisation; None leaves it out.
+    read: Makes such metrics, on the host, of what a step gave, where that is
+      something else.
   """
 
   title: str
@@ -43,6 +45,7 @@ class Task:
   evaluate: Callable[[Any], Mapping[str, float]] | None = None
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   flops_per_token: float | None = None
+  read: Callable[[Any], Mapping[str, Any]] = lambda values: values
 
 
 @dataclasses.dataclass(frozen=True)

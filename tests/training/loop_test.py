@@ -159,3 +159,34 @@ def test_differences_names_every_field_that_changed() -> None:
     'came: None -> x',
     'gone: True -> None',
   ]
+
+
+def test_a_metric_of_some_steps_is_averaged_over_those(
+  tmp_path: pathlib.Path,
+) -> None:
+  step = toy_run.jitted(False)
+
+  def sometimes(state: Any, batch: Any) -> tuple[Any, Any]:
+    is_third = int(state.step) == 2
+    state, values = step(state, batch)
+    return state, {**values, **({'rare': 5.0} if is_third else {})}
+
+  toy_run.run(tmp_path, task={'step': sometimes})
+  lines = toy_run.lines(tmp_path, 'train')
+  assert [line.get('rare') for line in lines] == [5.0, None, None, None]
+
+
+def test_a_technique_may_read_its_metrics_on_the_host(
+  tmp_path: pathlib.Path,
+) -> None:
+  step = toy_run.jitted(False)
+
+  def in_a_tuple(state: Any, batch: Any) -> tuple[Any, Any]:
+    state, values = step(state, batch)
+    return state, (values, 7)
+
+  def read(values: Any) -> Any:
+    return {**values[0], 'extra': values[1]}
+
+  toy_run.run(tmp_path, task={'step': in_a_tuple, 'read': read})
+  assert {line['extra'] for line in toy_run.lines(tmp_path, 'train')} == {7}

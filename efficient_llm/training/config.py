@@ -1,0 +1,57 @@
+"""All there is to a pre-training run, and the rules across its parts."""
+
+import dataclasses
+
+from efficient_llm import optimizer as optimizer_lib
+from efficient_llm import sharding
+from efficient_llm.data import pipeline
+from efficient_llm.models import sampling as sampling_lib
+from efficient_llm.models import transformer
+from efficient_llm.training import loop as loop_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+  """All there is to a pre-training run.
+
+  Attributes:
+    sampling: How the samples at the end are drawn (causal models).
+    sample_prompts: Their beginnings; empty for none.
+    z_loss: Weight of the log-partition penalty.
+    seed: Of the initial parameters; data.seed orders the data.
+  """
+
+  model: transformer.TransformerConfig = transformer.TransformerConfig()
+  data: pipeline.DataConfig = pipeline.DataConfig()
+  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
+  loop: loop_lib.LoopConfig = loop_lib.LoopConfig()
+  mesh: sharding.MeshConfig = sharding.MeshConfig()
+  sampling: sampling_lib.SamplingConfig = sampling_lib.SamplingConfig()
+  sample_prompts: tuple[str, ...] = ()
+  z_loss: float = 0.0
+  seed: int = 0
+
+  def validate(self) -> None:
+    """Checks every part and the rules across them, before any compilation."""
+    for field in dataclasses.fields(self):
+      part = getattr(self, field.name)
+      if hasattr(part, 'validate'):
+        part.validate()
+    if self.data.sequence_length > self.model.max_positions:
+      raise ValueError(
+        f'data.sequence_length={self.data.sequence_length} must not exceed '
+        f'model.max_positions={self.model.max_positions}; change one of them.'
+      )
+    if self.data.batch_size % self.loop.num_microbatches:
+      raise ValueError(
+        f'data.batch_size={self.data.batch_size} must be divisible by '
+        f'loop.num_microbatches={self.loop.num_microbatches}; change one of '
+        'them.'
+      )
+    if self.model.causal != (self.data.objective == 'causal'):
+      raise ValueError(
+        f'model.causal={self.model.causal} needs data.objective='
+        f'{"causal" if self.model.causal else "masked"}, got '
+        f'{self.data.objective!r}.'
+      )
+    optimizer_lib.make_schedule(self.optimizer, num_steps=self.loop.num_steps)

@@ -1,0 +1,103 @@
+"""What a training run says of itself: in checkpoints and at its end."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from efficient_llm.data import pipeline
+from efficient_llm.models import transformer
+from efficient_llm.training import (
+  report,
+  samples,
+  sections,
+  strict_json,
+  task,
+)
+from efficient_llm.training.config import PretrainConfig
+
+
+def describe(
+  config: PretrainConfig,
+  outcome: task.Outcome,
+  *,
+  dataset: pipeline.Dataset,
+  prompts: samples.Prompts | None,
+  mesh: Mesh,
+) -> dict[str, Any]:
+  """What result.json says of a run, samples of its model included."""
+  flops_per_token = transformer.flops_per_token(
+    config.model, num_tokens=config.data.sequence_length
+  )
+  written = samples.draw(
+    prompts,
+    outcome.state.params,
+    model=config.model,
+    config=config.sampling,
+    tokenizer=dataset.tokenizer,
+    mesh=mesh,
+    seed=config.seed,
+  )
+  return {
+    'num_params': transformer.num_params(config.model),
+    'num_steps': int(outcome.state.step),
+    'num_tokens': outcome.num_tokens,
+    'flops': outcome.num_tokens * flops_per_token,
+    'train_secs': outcome.train_secs,
+    **_named(outcome.eval_metrics),
+    'data': dataset.statistics(),
+    'samples': written,
+    'config': dataclasses.asdict(config),
+  }
+
+
+def finish(
+  result: Mapping[str, Any],
+  *,
+  workdir: pathlib.Path,
+  title: str,
+  more: Sequence[sections.Section] = (),
+) -> None:
+  """Writes result.json and report.html, on the first process only.
+
+  Args:
+    result: From `describe`.
+    workdir: Folder of the run.
+    title: Heading of the report.
+    more: Its last sections.
+  """
+  if jax.process_index() != 0:
+    return
+  report.write_result(workdir, result)
+  report.write_report(
+    workdir,
+    title=title,
+    sections=[*report.training_sections(workdir), *more],
+  )
+
+
+def checkpoint_metadata(
+  config: PretrainConfig, dataset: pipeline.Dataset
+) -> dict[str, Any]:
+  """What a reader of a checkpoint needs besides the arrays."""
+  as_data = json.loads(strict_json.to_json(dataclasses.asdict(config)))
+  return {
+    'config': as_data,
+    'model': as_data['model'],
+    'tokenizer': {
+      'name': config.data.tokenizer,
+      'fingerprint': dataset.tokenizer.fingerprint,
+    },
+  }
+
+
+def _named(eval_metrics: Mapping[str, float]) -> dict[str, float]:
+  """As the result calls them."""
+  return {
+    name if name == 'bits_per_byte' else f'eval_{name}': value
+    for name, value in eval_metrics.items()
+  }
