@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from efficient_llm.diloco import cities as cities_lib
-from efficient_llm.diloco import exchange, links
+from efficient_llm.diloco import links, network_exchange
 from efficient_llm.diloco.network_config import NetworkConfig, Schedule
 
 _DAY_SECS = 86_400
@@ -78,7 +78,7 @@ class Outcome:
   bytes_received: np.ndarray
   exchange_secs: np.ndarray
   wall_secs: float
-  routes: tuple[exchange.Route, ...]
+  routes: tuple[network_exchange.Route, ...]
   hub_busy: float | None
   shown: np.ndarray
   spans: tuple[Span, ...]
@@ -158,9 +158,11 @@ def simulate(
   """
   config.validate()
   schedule, islands = config.schedule, place(config)
-  network = exchange.make(
+  network = network_exchange.make(
     config.schedule.all_reduce,
-    exchange.Ends(islands.city, islands.uplink_bits, islands.downlink_bits),
+    network_exchange.Ends(
+      islands.city, islands.uplink_bits, islands.downlink_bits
+    ),
     links.Map(islands.cities, config.transport, config.links),
     config.transport,
     hub_city=_hub_number(config, islands),

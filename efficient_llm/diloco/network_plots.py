@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import axes as mpl_axes
 
 from efficient_llm.diloco import cities as cities_lib
-from efficient_llm.diloco import exchange, network
+from efficient_llm.diloco import network, network_exchange
 from efficient_llm.training import chart, sections, units
 
 _MARGIN_DEGREES = 12.0
@@ -30,7 +30,7 @@ class RouteMap:
   """Cities at longitude and latitude, links coloured by how busy they are."""
 
   title: str
-  routes: tuple[exchange.Route, ...]
+  routes: tuple[network_exchange.Route, ...]
 
   def render(self) -> str:
     """Returns the section as an HTML fragment."""

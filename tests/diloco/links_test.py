@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficient_llm.diloco import cities, exchange, links
+from efficient_llm.diloco import cities, links, network_exchange
 
 _WINDOW = 2**20
 
@@ -110,7 +110,7 @@ def test_a_shared_link_is_full_or_all_have_what_they_want(
 ) -> None:
   wishes = np.array(wanted)
   total = share * wishes.sum()
-  rates = exchange.fair_rates(wishes, total)
+  rates = network_exchange.fair_rates(wishes, total)
   assert rates.sum() == pytest.approx(min(total, wishes.sum()))
   assert (rates <= wishes).all()
   # Who has less than it wants has as much as anybody.

@@ -8,9 +8,9 @@ import pytest
 
 from efficient_llm.diloco import (
   cities,
-  exchange,
   links,
   network,
+  network_exchange,
   network_plots,
   network_report,
 )
@@ -111,7 +111,7 @@ def test_a_link_across_the_date_line_is_broken_there() -> None:
 
 def test_busier_links_are_drawn_in_other_colours() -> None:
   def drawing(busy: float) -> str:
-    route = exchange.Route(
+    route = network_exchange.Route(
       cities.find('London'), cities.find('Dallas'), 0.1, 1.0, 1.0, busy
     )
     return network_plots.RouteMap('map', (route,)).render().split('<svg')[1]
