@@ -158,8 +158,9 @@ def delayed_nesterov(
   """
 
   def init(params: typing.PyTree) -> DelayedNesterovState:
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return DelayedNesterovState(jnp.int32(0), zeros, zeros)
+    # Twice, as buffers that are one cannot both be donated.
+    first, second = (jax.tree.map(jnp.zeros_like, params) for _ in '12')
+    return DelayedNesterovState(jnp.int32(0), first, second)
 
   def update(
     updates: Any, state: Any, params: Any = None

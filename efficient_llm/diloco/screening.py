@@ -51,7 +51,8 @@ class ScreeningConfig:
   merge: Literal['mean', 'trimmed_mean', 'geometric_median'] = 'mean'
   trim: int = 1
 
-  def validate(self, *, num_islands: int) -> None:
+  def check(self, *, num_islands: int) -> None:
+    """Raises ValueError if a setting breaks a rule, in one line."""
     typing.check_choices(self, name='screening')
     if self.norm_cap is not None and not self.norm_cap > 1:
       raise ValueError(

@@ -45,6 +45,49 @@ def process_share(
   for device, (rows,) in index_map.items():
     first, end, _ = rows.indices(batch_size)
     held.setdefault(device.process_index, set()).add((first, end))
+  return _share_of_rows(held)
+
+
+def island_share(
+  batch_sharding: NamedSharding, *, num_islands: int, batch_size: int
+) -> tuple[range, tuple[int, int]]:
+  """The islands this process loads rows for, and its share of their rows.
+
+  Args:
+    batch_sharding: Of a batch [M, B, ...].
+    num_islands: M.
+    batch_size: B.
+
+  Raises:
+    ValueError: If a process holds islands, or rows, that do not follow each
+      other.
+  """
+  index_map = batch_sharding.devices_indices_map((num_islands, batch_size))
+  places = [
+    (device.process_index, *islands.indices(num_islands)[:2], rows)
+    for device, (islands, rows) in index_map.items()
+  ]
+  mine = {
+    (first, end)
+    for process, first, end, _ in places
+    if process == jax.process_index()
+  }
+  start, stop = min(mine)[0], max(mine)[1]
+  if sum(end - first for first, end in mine) != stop - start:
+    raise ValueError(
+      'the mesh must give every process islands that follow each other; let '
+      'mesh.fsdp and mesh.tensor divide the devices of a process.'
+    )
+  held: dict[int, set[tuple[int, int]]] = {}
+  for process, first, end, rows in places:
+    if (first, end) in mine:
+      stretch = rows.indices(batch_size)[:2]
+      held.setdefault(process, set()).add(stretch)
+  return range(start, stop), _share_of_rows(held)
+
+
+def _share_of_rows(held: dict[int, set[tuple[int, int]]]) -> tuple[int, int]:
+  """This process's place among the stretches of rows that processes hold."""
   stretches = set()
   for parts in held.values():
     first, end = min(parts)[0], max(parts)[1]

@@ -86,8 +86,8 @@ def shardings(
 
 
 def abstract(
-  abstract_state: TrainState, state_shardings: TrainState
-) -> TrainState:
+  abstract_state: typing.PyTree, state_shardings: typing.PyTree
+) -> typing.PyTree:
   """Shapes, dtypes and shardings: what a checkpoint is restored into."""
   return jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(

@@ -181,4 +181,4 @@ def test_a_setting_that_makes_no_sense_is_refused(
   settings: dict[str, Any], expected: str
 ) -> None:
   with pytest.raises(ValueError, match=expected):
-    screening.ScreeningConfig(**settings).validate(num_islands=4)
+    screening.ScreeningConfig(**settings).check(num_islands=4)

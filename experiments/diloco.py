@@ -1,0 +1,30 @@
+"""Trains a language model on islands that hardly talk (DiLoCo).
+
+./run.sh python -m experiments.diloco --workdir=out/islands \
+  --config.islands=8 --config.sync_period=500
+"""
+
+import pathlib
+
+from efficient_llm.diloco import train
+from efficient_llm.diloco.config import DilocoConfig
+from experiments import runner
+
+
+def run(config: DilocoConfig, workdir: pathlib.Path) -> int:
+  """Trains and says where to look."""
+  outcome = train.train(config, workdir=workdir)
+  if outcome.stopped_by is not None:
+    runner.say(f'Stopped by {outcome.stopped_by}; the same command continues.')
+    return runner.STOPPED
+  runner.say(f'Report: {workdir / "report.html"}')
+  return runner.DONE
+
+
+if __name__ == '__main__':
+  runner.main(
+    run,
+    default_config='experiments/configs/diloco_cpu.py',
+    config_type=DilocoConfig,
+    workdir='out/diloco',
+  )
