@@ -206,6 +206,9 @@ def exchange(
       lambda delta, owed: compression.compress(delta, owed, config.compression)
     )(deltas_M, owed_M)
     deltas_M = jax.vmap(compression.decode_tree)(gather(encoded_M))
+  # Said once more: else the compiler may part by island what follows, and let
+  # full-width values cross.
+  deltas_M = gather(deltas_M)
   tokens_M = gather(state.tokens_PM[fragment])
   weights_M = jnp.where(reached_M, tokens_M, 0.0)
   seen_MR = state.prints_PMR[fragment]
