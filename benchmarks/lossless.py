@@ -36,6 +36,7 @@ from efficient_llm.speculative import (
   drafting,
   engine,
   model_draft,
+  prefill,
   rounds,
   strategy,
 )
@@ -212,7 +213,7 @@ def _decode(
   """A whole generation as one program; all prompts are of full length."""
   params = transformer.unstack_layers(params)
   batch_size, num_prompt = prompts.shape
-  state = rounds.prefill(
+  state = prefill.start(
     plan,
     shape.is_off,
     params,

@@ -109,6 +109,19 @@ class KVCache:
       num_tokens_B
     )
 
+  def widen(self, capacity: int) -> 'KVCache':
+    """The same with room for more tokens.
+
+    Args:
+      capacity: Of the result, at least that of this cache.
+    """
+    room = ((0, 0), (0, 0), (0, capacity - self.capacity), (0, 0))
+    keys, values = (
+      tuple(jnp.pad(x, room) for x in arrays)
+      for arrays in (self.keys, self.values)
+    )
+    return dataclasses.replace(self, keys=keys, values=values)
+
   def truncate(self, lengths_B: Int[Array, 'B']) -> 'KVCache':
     """Forgets what lies behind the given lengths."""
     lengths_B = jnp.minimum(self.lengths_B, lengths_B)

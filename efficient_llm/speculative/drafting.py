@@ -138,7 +138,7 @@ def union(
     return {**draft_params, 'learned': learned_params}
 
   return state_lib.Drafter(
-    one.create,
+    with_learned(one.read),
     draft,
     with_learned(one.observe),
     with_learned(one.begin),

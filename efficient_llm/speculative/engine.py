@@ -32,6 +32,7 @@ class Engine:
     chooser: strategy.Strategy | None = None,
     max_batch: int = 32,
     rounds_at_once: int = 16,
+    max_kept_prompts: int = 0,
   ):
     """Prepares an engine.
 
@@ -41,6 +42,8 @@ class Engine:
       chooser: Which draft shape to use; without one speculation is off.
       max_batch: Rows decoded together; further prompts wait and join.
       rounds_at_once: Rounds that run on the device before the host looks.
+      max_kept_prompts: Prompts that are kept, once read, for rows that join
+        later; never fewer than the rows that join at once.
 
     Raises:
       ValueError: If the model is not causal, or a number is below 1.
@@ -64,6 +67,7 @@ class Engine:
     self._chooser = chooser
     self._max_batch = max_batch
     self._rounds_at_once = rounds_at_once
+    self._max_kept_prompts = max_kept_prompts
     self._programs = programs.Programs()
 
   def generate(
@@ -111,6 +115,7 @@ class Engine:
       plan=self._plan(num_prompt, sampling),
       chooser=self._chooser if self._drafter is not None else None,
       max_batch=self._max_batch,
+      max_kept_prompts=self._max_kept_prompts,
       rounds_at_once=self._rounds_at_once,
       params=params,
       draft_params=draft_params,

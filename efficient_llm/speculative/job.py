@@ -14,7 +14,14 @@ import numpy as np
 
 from efficient_llm.models import decoding
 from efficient_llm.models import sampling as sampling_lib
-from efficient_llm.speculative import programs, rounds, row_queue, strategy
+from efficient_llm.speculative import (
+  prefill,
+  prefixes,
+  programs,
+  rounds,
+  row_queue,
+  strategy,
+)
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array, Params
@@ -50,7 +57,8 @@ class Stats:
     num_passes: Target passes, counted for every live row.
     secs: Of wall time, without compilation.
     compile_secs: Of compilation.
-    prefill_secs: Part of `secs` that read prompts.
+    prefill_secs: Part of `secs` that read prompts and drew first tokens.
+    num_prompts_read: Fewer than the rows where these shared prompts.
     saved_secs: Estimated: what the tokens of speculative rounds would have
       taken at the speed that rounds without speculation had.
     rounds_by_shape: Rounds that each draft shape ran.
@@ -64,6 +72,7 @@ class Stats:
   secs: float = 0.0
   compile_secs: float = 0.0
   prefill_secs: float = 0.0
+  num_prompts_read: int = 0
   saved_secs: float = 0.0
   rounds_by_shape: dict[tree_lib.DraftShape, int] = dataclasses.field(
     default_factory=dict
@@ -109,6 +118,7 @@ class Job:
   plan: state_lib.Plan
   chooser: strategy.Strategy | None
   max_batch: int
+  max_kept_prompts: int
   rounds_at_once: int
   params: Params
   draft_params: Any
@@ -129,6 +139,13 @@ class Job:
     self.num_new_N = np.zeros(num_rows, np.int32)
     self.ids_B = np.full(self._bucket(max(1, len(self.waiting))), -1)
     self.begun = False
+    self.prefixes = prefixes.Prefixes(
+      self.programs,
+      self.plan,
+      self.prompts_NP,
+      self.lengths_N,
+      max_kept=max(self.max_kept_prompts, self.max_batch),
+    )
     start, compiled_before = time.perf_counter(), self.programs.compile_secs
     self.params = self.programs.call(
       decoding.prepare, (self.plan.model,), self.params
@@ -147,6 +164,7 @@ class Job:
       self.is_behind = not shape.needs_model
       self._stretch(shape, num_live)
       self._shrink()
+    self.stats.num_prompts_read = self.prefixes.num_read
     self.stats.compile_secs = self.programs.compile_secs - compiled_before
     self.stats.num_programs = len(self.programs)
     elapsed = time.perf_counter() - start
@@ -185,11 +203,16 @@ class Job:
     size = self._bucket(num_new) if self.begun else len(self.ids_B)
     # Rows that pad the batch repeat a prompt and are thrown away.
     padded = np.asarray(ids + ids[:1] * (size - num_new))
+    table, places = self.prefixes.hold(
+      self.params, self.draft_params, padded, self.waiting.rows()
+    )
     joined = self.programs.call(
-      rounds.prefill,
+      _begin,
       (self.plan, self.is_behind),
       self.params,
       self.draft_params,
+      table,
+      places,
       self.prompts_NP[padded],
       self.lengths_N[padded],
       self.keys_N[padded],
@@ -199,7 +222,7 @@ class Job:
     rows[:num_new] = free[:num_new]
     if self.begun:
       self.state = self.programs.call(
-        _put, (), self.state, rows, joined, donated=(0,)
+        state_lib.put, (), self.state, rows, joined, donated=(0,)
       )
     else:
       over = np.arange(size) >= num_new
@@ -227,6 +250,7 @@ class Job:
     if newer is not None and newer.draft_params is not None:
       self.draft_params = newer.draft_params
       self._prepare_drafter()
+      self.prefixes.forget()
       resume = not self.is_behind or resume
     if newer is not None and newer.texts is not None:
       if drafter.with_texts is None:
@@ -320,7 +344,14 @@ def _take(state: state_lib.State, rows: Array) -> state_lib.State:
   return state.take(rows)
 
 
-def _put(
-  state: state_lib.State, rows: Array, others: state_lib.State
+def _begin(
+  plan: state_lib.Plan,
+  is_off: bool,
+  params: Params,
+  draft_params: Any,
+  table: prefill.Prefix,
+  places: Array,
+  *rows: Array,
 ) -> state_lib.State:
-  return state.put(rows, others)
+  prefix = jax.tree.map(lambda x: x[places], table)
+  return prefill.begin(plan, is_off, params, draft_params, prefix, *rows)

@@ -40,17 +40,8 @@ def drafter(config: transformer.TransformerConfig) -> state_lib.Drafter:
   Args:
     config: The target.
   """
-
-  def create(batch_size: int, capacity: int) -> Memory:
-    dtype = jnp.dtype(config.dtype)
-    return Memory(
-      drafter_lib.empty_cache(config, batch_size, capacity),
-      jnp.zeros((batch_size, capacity, config.embed_dim), dtype),
-      jnp.zeros((batch_size, config.embed_dim), dtype),
-    )
-
   return state_lib.Drafter(
-    create=create,
+    read=functools.partial(_read, config),
     draft=functools.partial(_draft_learned, config),
     observe=functools.partial(_observe, config),
     begin=functools.partial(_begin, config),
@@ -60,32 +51,54 @@ def drafter(config: transformer.TransformerConfig) -> state_lib.Drafter:
   )
 
 
+def _read(
+  config: transformer.TransformerConfig,
+  draft_params: Params,
+  params: Params,
+  prompts_BP: Array,
+  lengths_B: Array,
+  hidden_BPD: Array,
+) -> Memory:
+  """Reads the pairs that do not need the first new token."""
+  batch_size, num_prompt = prompts_BP.shape
+  _, cache = expansion.forward(
+    config,
+    draft_params,
+    params,
+    jnp.roll(prompts_BP, -1, axis=1),
+    hidden_BPD,
+    drafter_lib.empty_cache(config, batch_size, num_prompt),
+    num_new_B=lengths_B - 1,
+  )
+  return Memory(cache, hidden_BPD, jnp.zeros_like(hidden_BPD[:, 0]))
+
+
 def _begin(
   config: transformer.TransformerConfig,
   draft_params: Params,
   params: Params,
   memory: Memory,
-  tokens_BS: Array,
+  token_B: Array,
   lengths_B: Array,
-  hidden_BPD: Array,
   *,
+  capacity: int,
   is_off: bool,
 ) -> Memory:
-  """Reads the prompt's pairs; the last one is the newest token's."""
-  num_prompt = hidden_BPD.shape[1]
-  hidden_BSD = memory.hidden_BSD.at[:, :num_prompt].set(hidden_BPD)
+  """Reads the last pair, which is the first new token's."""
+  cache = memory.cache.widen(capacity)
+  room = ((0, 0), (0, capacity - memory.hidden_BSD.shape[1]), (0, 0))
+  hidden_BSD = jnp.pad(memory.hidden_BSD, room)
   if is_off:
-    return dataclasses.replace(memory, hidden_BSD=hidden_BSD)
+    return Memory(cache, hidden_BSD, memory.feature_BD)
   features, cache = expansion.forward(
     config,
     draft_params,
     params,
-    tokens_BS[:, 1 : num_prompt + 1],
-    hidden_BPD,
-    memory.cache,
-    num_new_B=lengths_B - 1,
+    token_B[:, None],
+    _at(memory.hidden_BSD, lengths_B - 1)[:, None],
+    cache,
   )
-  return Memory(cache, hidden_BSD, _at(features, lengths_B - 2))
+  return Memory(cache, hidden_BSD, features[:, 0])
 
 
 def _observe(

@@ -1,4 +1,4 @@
-"""What runs on the device: prefill, and rounds of draft, verify and commit."""
+"""What runs on the device after prefill: rounds of draft, verify and commit."""
 
 import dataclasses
 import functools
@@ -13,82 +13,6 @@ from efficient_llm.speculative import rejection, verify
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array, Params
-
-
-def prefill(
-  plan: state_lib.Plan,
-  is_off: bool,
-  params: Params,
-  draft_params: Params | None,
-  prompts_BP: Array,
-  prompt_lengths_B: Array,
-  keys_B: Array,
-  groups_B: Array | None,
-) -> state_lib.State:
-  """Reads the prompts and draws the first token of each row.
-
-  Args:
-    plan: What is decoded and how.
-    is_off: Whether rounds without a draft model come next.
-    params: The target's, from `decoding.prepare`.
-    draft_params: The drafter's, prepared as it wants them.
-    prompts_BP: Padded on the right.
-    prompt_lengths_B: Real tokens, at least one.
-    keys_B: From `sampling.row_keys`.
-    groups_B: Group of each row, or None.
-  """
-  batch_size, num_prompt = prompts_BP.shape
-  cache = transformer.empty_cache(
-    plan.model, batch_size=batch_size, capacity=plan.capacity
-  )
-  output = transformer.apply(
-    plan.model,
-    params,
-    prompts_BP,
-    cache=cache,
-    num_new_B=prompt_lengths_B,
-    with_logits=False,
-  )
-  last_B11 = (prompt_lengths_B - 1)[:, None, None]
-  hidden_BD = jnp.take_along_axis(output.hidden, last_B11, axis=1)[:, 0]
-  token_B, log_prob_B = plan.draw(
-    transformer.unembed(plan.model, params, hidden_BD),
-    keys_B,
-    jnp.zeros(batch_size, jnp.int32),
-    plan.sampling,
-  )
-  tokens_BS = jnp.zeros((batch_size, plan.capacity), jnp.int32)
-  tokens_BS = tokens_BS.at[:, :num_prompt].set(prompts_BP)
-  rows_B = jnp.arange(batch_size)
-  tokens_BS = tokens_BS.at[rows_B, prompt_lengths_B].set(token_B)
-  stop_tokens = jnp.asarray(plan.sampling.stop_tokens, jnp.int32)
-  log_probs_BS = jnp.zeros(tokens_BS.shape)
-  lengths_B = prompt_lengths_B + 1
-  memory = None
-  if plan.drafter is not None:
-    memory = plan.drafter.begin(
-      draft_params,
-      params,
-      plan.drafter.create(batch_size, plan.capacity),
-      tokens_BS,
-      lengths_B,
-      output.hidden,
-      is_off=is_off,
-    )
-  assert output.cache is not None
-  return state_lib.State(
-    cache=output.cache,
-    tokens_BS=tokens_BS,
-    lengths_B=lengths_B,
-    log_probs_BS=log_probs_BS.at[rows_B, prompt_lengths_B].set(log_prob_B),
-    num_new_B=jnp.ones(batch_size, jnp.int32),
-    num_passes_B=jnp.zeros(batch_size, jnp.int32),
-    ended_B=jnp.isin(token_B, stop_tokens)
-    | (plan.sampling.max_new_tokens == 1),
-    keys_B=keys_B,
-    groups_B=groups_B,
-    memory=memory,
-  )
 
 
 def run(

@@ -27,6 +27,11 @@ class RowQueue:
   def __len__(self) -> int:
     return len(self._rows)
 
+  def rows(self) -> list[int]:
+    """Those that wait at this moment, in order."""
+    with self._lock:
+      return list(self._rows)
+
   def take(self, count: int) -> list[int]:
     """Takes up to so many rows, in order."""
     with self._lock:

@@ -51,17 +51,11 @@ def drafter(config: transformer.TransformerConfig) -> state_lib.Drafter:
   Args:
     config: The target.
   """
-
-  def create(batch_size: int, capacity: int) -> kv_cache.KVCache:
-    return transformer.empty_cache(
-      config, batch_size=batch_size, capacity=capacity
-    )
-
   return state_lib.Drafter(
-    create=create,
+    read=functools.partial(_read, config),
     draft=functools.partial(_draft, config),
     observe=functools.partial(_observe, config),
-    begin=functools.partial(_begin, config),
+    begin=_begin,
     resume=functools.partial(_resume, config),
     samples=True,
     prepare=functools.partial(decoding.prepare, config),
@@ -102,28 +96,41 @@ def _draft(
   return dataclasses.replace(tree, log_probs_BKV=laws_BDV)
 
 
-def _begin(
+def _read(
   config: transformer.TransformerConfig,
   draft_params: Params,
   params: Params,
-  memory: kv_cache.KVCache,
-  tokens_BS: Array,
+  prompts_BP: Array,
   lengths_B: Array,
   hidden_BPD: Array,
-  *,
-  is_off: bool,
 ) -> kv_cache.KVCache | None:
-  del params
-  if is_off:
-    return memory
+  del params, hidden_BPD
+  batch_size, num_prompt = prompts_BP.shape
   return transformer.apply(
     config,
     draft_params,
-    tokens_BS[:, : hidden_BPD.shape[1]],
-    cache=memory,
-    num_new_B=lengths_B - 1,
+    prompts_BP,
+    cache=transformer.empty_cache(
+      config, batch_size=batch_size, capacity=num_prompt
+    ),
+    num_new_B=lengths_B,
     with_logits=False,
   ).cache
+
+
+def _begin(
+  draft_params: Params,
+  params: Params,
+  memory: kv_cache.KVCache,
+  token_B: Array,
+  lengths_B: Array,
+  *,
+  capacity: int,
+  is_off: bool,
+) -> kv_cache.KVCache:
+  """The newest token is read when a draft begins."""
+  del draft_params, params, token_B, lengths_B, is_off
+  return memory.widen(capacity)
 
 
 def _observe(

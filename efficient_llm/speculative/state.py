@@ -58,12 +58,6 @@ class State:
     """Keeps, repeats or reorders rows."""
     return jax.tree.map(lambda x: x[rows], self)
 
-  def put(self, rows: Array, others: 'State') -> 'State':
-    """Replaces rows; ids behind the batch are left out."""
-    return jax.tree.map(
-      lambda x, y: x.at[rows].set(y, mode='drop'), self, others
-    )
-
 
 @dataclasses.dataclass(frozen=True)
 class Drafter:
@@ -73,15 +67,17 @@ class Drafter:
   then what it drafts changes the speed and nothing else.
 
   Attributes:
-    create: (batch_size, capacity) -> memory.
+    read: (draft_params, params, prompts_BP, lengths_B, hidden_BPD) -> memory of
+      prompts alone, no wider than these.
     draft: (draft_params, params, state, shape, sampling) -> Tree of
       `shape.num_nodes`.
     observe: (draft_params, params, before, accepted, hidden_BED, is_off=) ->
       memory, after every round; `before` is the state of the round's start,
       hidden_BED the target's hidden states along the accepted path. While
       speculation is off or copies it keeps only what costs nothing.
-    begin: (draft_params, params, memory, tokens_BS, lengths_B, hidden_BPD,
-      is_off=) -> memory, after prefill.
+    begin: (draft_params, params, memory, token_B, lengths_B, capacity=,
+      is_off=) -> memory of rows with this capacity, from that of their prompts
+      and their first tokens; lengths_B are the prompts'.
     resume: (draft_params, params, state) -> memory, before the first round
       with a draft model after others, or with other draft_params.
     copies: Whether it can draft `DraftShape.copied` shapes.
@@ -92,7 +88,7 @@ class Drafter:
       texts too, keywords of `ngram.draft`; None where it does not copy.
   """
 
-  create: Callable[..., Any]
+  read: Callable[..., Any]
   draft: Callable[..., tree_lib.Tree]
   observe: Callable[..., Any]
   begin: Callable[..., Any]
@@ -117,6 +113,13 @@ class Plan:
   drafter: Drafter | None
   capacity: int
   draw: verify.Draw = sampling_lib.draw
+
+
+def put(rows_of: Any, rows: Array, others: Any) -> Any:
+  """Replaces rows of a tree; ids behind the last row are left out."""
+  return jax.tree.map(
+    lambda x, y: x.at[rows].set(y, mode='drop'), rows_of, others
+  )
 
 
 def write(

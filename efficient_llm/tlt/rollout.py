@@ -18,9 +18,8 @@ import numpy as np
 from efficient_llm import typing
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.models import transformer
-from efficient_llm.speculative import drafting, engine, job, model_draft
+from efficient_llm.speculative import engine, job
 from efficient_llm.speculative import row_queue as row_queue_lib
-from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import strategy as strategy_lib
 from efficient_llm.tlt import rollout_worker, spot_trainer, texts
 
@@ -36,6 +35,8 @@ class RolloutConfig:
     group_size: Answers to each.
     max_live: Answers that a worker decodes together; further ones wait.
     rounds_at_once: Rounds on the device before the host looks.
+    max_kept_prompts: Prompts whose keys and values a worker keeps for the
+      answers it begins later; bounds what they take to so many prompts.
     speculation: 'off'; 'ngram' copies from the prompt and from finished answers
       of the group (TLT-Base); 'learned' is the draft model; 'union' both.
     num_texts: Finished answers that are kept to copy from.
@@ -47,6 +48,7 @@ class RolloutConfig:
   group_size: int = 8
   max_live: int = 8
   rounds_at_once: int = 16
+  max_kept_prompts: int = 64
   speculation: Speculation = 'union'
   num_texts: int = 16
   sampling: sampling_lib.SamplingConfig = sampling_lib.SamplingConfig()
@@ -55,7 +57,13 @@ class RolloutConfig:
   def validate(self) -> None:
     """Checks ranges; raises ValueError with one line."""
     typing.check_choices(self, name='rollout')
-    for name in ('num_prompts', 'max_live', 'rounds_at_once', 'num_texts'):
+    for name in (
+      'num_prompts',
+      'max_live',
+      'rounds_at_once',
+      'max_kept_prompts',
+      'num_texts',
+    ):
       if getattr(self, name) < 1:
         raise ValueError(
           f'rollout.{name}={getattr(self, name)} must be at least 1; raise it.'
@@ -145,7 +153,7 @@ class Workers:
     self._sampling = dataclasses.replace(
       config.sampling, stop_tokens=stop_tokens
     )
-    drafter = _drafter(config.speculation, model)
+    drafter = rollout_worker.drafter(config.speculation, model)
     self._workers = []
     for device in devices:
       chooser = strategy_lib.Strategy(config.strategy)
@@ -155,6 +163,7 @@ class Workers:
         chooser=None if drafter is None else chooser,
         max_batch=config.max_live,
         rounds_at_once=config.rounds_at_once,
+        max_kept_prompts=config.max_kept_prompts,
       )
       self._workers.append(
         rollout_worker.Worker(
@@ -275,18 +284,6 @@ class Workers:
         spot_trainer.Effort() if trainer is None else trainer.take_effort()
       ),
     )
-
-
-def _drafter(
-  speculation: Speculation, model: transformer.TransformerConfig
-) -> state_lib.Drafter | None:
-  if speculation == 'off':
-    return None
-  if speculation == 'ngram':
-    return drafting.model_free()
-  if speculation == 'learned':
-    return model_draft.drafter(model)
-  return drafting.union(model)
 
 
 def _order(groups_N: np.ndarray) -> list[int]:

@@ -10,10 +10,32 @@ import jax
 import numpy as np
 
 from efficient_llm.models import sampling as sampling_lib
-from efficient_llm.speculative import engine, job, row_queue, strategy
+from efficient_llm.models import transformer
+from efficient_llm.speculative import (
+  drafting,
+  engine,
+  job,
+  model_draft,
+  row_queue,
+  strategy,
+)
+from efficient_llm.speculative import state as state_lib
 from efficient_llm.tlt import spot_trainer, texts
 
 Speculation = Literal['off', 'ngram', 'learned', 'union']
+
+
+def drafter(
+  speculation: Speculation, model: transformer.TransformerConfig
+) -> state_lib.Drafter | None:
+  """How a worker drafts; None for plain decoding."""
+  if speculation == 'off':
+    return None
+  if speculation == 'ngram':
+    return drafting.model_free()
+  if speculation == 'learned':
+    return model_draft.drafter(model)
+  return drafting.union(model)
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ import numpy as np
 
 from efficient_llm.models import attention, presets, sampling, transformer
 from efficient_llm.speculative import drafter as drafter_lib
-from efficient_llm.speculative import model_draft, rounds
+from efficient_llm.speculative import model_draft, prefill, rounds
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 
@@ -43,7 +43,7 @@ def compiled(
     params = transformer.unstack_layers(transformer.init(config, key))
     draft_params = drafter_lib.init(config, key)
     prompts = jax.numpy.ones((4, 32), jax.numpy.int32)
-    state = rounds.prefill(
+    state = prefill.start(
       plan,
       False,
       params,

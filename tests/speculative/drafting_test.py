@@ -9,7 +9,7 @@ import pytest
 
 from efficient_llm.models import decoding, presets, sampling, transformer
 from efficient_llm.speculative import drafter as drafter_lib
-from efficient_llm.speculative import drafting, model_draft, rounds
+from efficient_llm.speculative import drafting, model_draft, prefill
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array
@@ -31,7 +31,7 @@ def _drafts(trusted_match: int) -> dict[str, Array]:
   union = drafting.union(_CONFIG, trusted_match=trusted_match)
   plan = state_lib.Plan(_CONFIG, sampling.SamplingConfig(8), union, 64)
   count = len(_PROMPTS)
-  state = rounds.prefill(
+  state = prefill.start(
     plan,
     False,
     decoding.prepare(_CONFIG, params),

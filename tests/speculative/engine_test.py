@@ -21,6 +21,7 @@ from efficient_llm.speculative import (
   expansion,
   job,
   model_draft,
+  prefill,
   rounds,
   row_queue,
   self_draft,
@@ -421,7 +422,7 @@ def test_the_cache_holds_what_a_prefill_writes() -> None:
   plan = state_lib.Plan(_CONFIG, _SAMPLINGS['sampled'], plan_drafter, 64)
   params = transformer.unstack_layers(_params())
   keys = sampling.row_keys(_KEY, 5)
-  state = rounds.prefill(
+  state = prefill.start(
     plan,
     False,
     params,

@@ -16,6 +16,7 @@ from efficient_llm.speculative import (
   engine,
   job,
   model_draft,
+  prefill,
   rejection,
   rounds,
   self_draft,
@@ -145,7 +146,7 @@ def test_texts_have_the_law_of_the_target(kind: str) -> None:
   def decode(keys_B: Array) -> Array:
     whole = state_lib.Plan(_CONFIG, config, plan, 64)
     count = keys_B.shape[0]
-    state = rounds.prefill(
+    state = prefill.start(
       whole,
       False,
       prepared,
