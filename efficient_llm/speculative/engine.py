@@ -91,7 +91,7 @@ class Engine:
       prompts_NP: Prompts, padded on the right; every prompt has a token.
       prompt_lengths_N: Real tokens of each.
       sampling: How to draw.
-      key: A typed random key.
+      key: A typed random key, or one for each row.
       draft_params: What the drafter reads.
       groups_N: Prompts of one group may draft from each other's answers; every
         row is a group of its own by default.
@@ -121,7 +121,7 @@ class Engine:
       draft_params=draft_params,
       prompts_NP=np.asarray(prompts_NP, np.int32),
       lengths_N=lengths_N.astype(np.int32),
-      keys_N=sampling_lib.row_keys(key, num_rows),
+      keys_N=key if key.ndim else sampling_lib.row_keys(key, num_rows),
       groups_N=groups_N,
       refresh=refresh,
       finished=finished,

@@ -121,8 +121,7 @@ def informative(rewards_N: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
     rewards_N: As the verifier gave them, without punishments.
     groups_N: A number for each answer, the same within a group.
   Source: dynamic sampling of Yu et al. 2025, DAPO, section 3.2,
-    arXiv:2503.14476. Differs: only leaves groups out; to sample more in their
-    place is the caller's.
+    arXiv:2503.14476. `collection` answers others in their place.
   """
   rewards_N = np.asarray(rewards_N, np.float64)
   _, first_G, group_N = np.unique(

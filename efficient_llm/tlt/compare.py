@@ -48,6 +48,7 @@ def compare(
   )
   secs: dict[str, list[float]] = {'plain': [], 'tlt': []}
   accepted, same = [], []
+  num_prompts = config.rollout.num_prompts
   with (
     trainer_lib.Trainer(plain, start) as without,
     trainer_lib.Trainer(config, start) as with_tlt,
@@ -55,7 +56,8 @@ def compare(
     states = {'plain': without.init_state(), 'tlt': with_tlt.init_state()}
     arms = {'plain': without, 'tlt': with_tlt}
     for step in range(num_steps + 1):
-      outcomes, prompts = {}, with_tlt.prompts(step)
+      numbers = np.arange(num_prompts) + step * num_prompts
+      outcomes, prompts = {}, with_tlt.problems.training(numbers)
       for name in ('plain', 'tlt') if step % 2 else ('tlt', 'plain'):
         outcomes[name] = arms[name].answer(states[name], prompts, step)
         if step:

@@ -57,6 +57,12 @@ class TltConfig:
     for name in ('num_examples', 'max_prompt_tokens', 'eval_problems'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    if self.rollout.max_rounds > 1 and not self.update.drop_uninformative:
+      raise ValueError(
+        f'rollout.max_rounds={self.rollout.max_rounds} looks for informative '
+        'groups, so the others must be left out; set '
+        'update.drop_uninformative=True.'
+      )
     longest = self.max_prompt_tokens + self.rollout.sampling.max_new_tokens
     if self.update.sequence_length < longest:
       raise ValueError(

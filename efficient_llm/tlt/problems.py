@@ -65,6 +65,60 @@ def encode(
   )
 
 
+class Source:
+  """The problems of a run, by number."""
+
+  def __init__(
+    self,
+    task: task_lib.Task,
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    group_size: int,
+    num_examples: int,
+    max_prompt_tokens: int,
+  ):
+    """Holds what problems are made with.
+
+    Args:
+      task: Whose problems.
+      tokenizer: Of the policy.
+      group_size: Answers to each problem that is trained on.
+      num_examples: Problems before the first, which were worked examples; a
+        task with an end has no others.
+      max_prompt_tokens: Room for a prompt.
+    """
+    self._task, self._tokenizer = task, tokenizer
+    self._group_size, self._num_examples = group_size, num_examples
+    self._max_prompt_tokens = max_prompt_tokens
+
+  def training(self, numbers: np.ndarray) -> Prompts:
+    """Problems by their numbers in the run, which are those of the groups."""
+    ids = numbers + self._num_examples
+    if self._task.num_problems is not None:
+      ids = numbers % self._task.num_problems
+    found = [self._task.problem(int(i), split='train') for i in ids]
+    prompts = self._encode(found, group_size=self._group_size)
+    groups_N = np.repeat(numbers, self._group_size).astype(np.int32)
+    return dataclasses.replace(prompts, groups_N=groups_N)
+
+  def validation(self, count: int) -> Prompts:
+    """The first held-out problems, a row for each."""
+    if self._task.num_validation_problems is not None:
+      count = min(count, self._task.num_validation_problems)
+    found = [self._task.problem(i, split='validation') for i in range(count)]
+    return self._encode(found, group_size=1)
+
+  def _encode(
+    self, found: Sequence[task_lib.Problem], *, group_size: int
+  ) -> Prompts:
+    return encode(
+      found,
+      self._tokenizer,
+      group_size=group_size,
+      max_prompt_tokens=self._max_prompt_tokens,
+    )
+
+
 def write_worked(
   task: task_lib.Task, *, num_examples: int, folder: pathlib.Path
 ) -> tuple[pathlib.Path, pathlib.Path | None]:

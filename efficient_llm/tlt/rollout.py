@@ -33,6 +33,8 @@ class RolloutConfig:
   Attributes:
     num_prompts: Problems of a step.
     group_size: Answers to each.
+    max_rounds: Rounds of further problems that a step may answer until
+      `num_prompts` groups are informative (dynamic sampling of DAPO); 1 is off.
     max_live: Answers that a worker decodes together; further ones wait.
     rounds_at_once: Rounds on the device before the host looks.
     max_kept_prompts: Prompts whose keys and values a worker keeps for the
@@ -46,6 +48,7 @@ class RolloutConfig:
 
   num_prompts: int = 8
   group_size: int = 8
+  max_rounds: int = 1
   max_live: int = 8
   rounds_at_once: int = 16
   max_kept_prompts: int = 64
@@ -59,6 +62,7 @@ class RolloutConfig:
     typing.check_choices(self, name='rollout')
     for name in (
       'num_prompts',
+      'max_rounds',
       'max_live',
       'rounds_at_once',
       'max_kept_prompts',
@@ -190,8 +194,8 @@ class Workers:
       prompts_NP: A prompt for each answer, padded on the right.
       prompt_lengths_N: Real tokens.
       groups_N: The same number for answers to one prompt.
-      key: A typed random key; row n draws with the coins of row n whatever
-        worker it falls to.
+      key: A typed random key, or one for each row; row n draws with the coins
+        of row n whatever worker it falls to.
       draft_params: Of the draft model, where speculation needs one.
       trainer: Whose drafter is trained by workers without answers; None lets
         them idle.

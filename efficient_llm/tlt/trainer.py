@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from absl import logging
 
 from efficient_llm import sharding, typing
 from efficient_llm.tlt import (
-  batches,
+  collection,
   finish,
   problems,
   rewards,
@@ -49,7 +50,14 @@ class Trainer(contextlib.AbstractContextManager):
         'Answers end with the end-of-text token, which this tokenizer lacks; '
         'use another --config.checkpoint.'
       )
-    self._next_step = 0
+    self._next_step = self._next_problem = 0
+    self.problems = problems.Source(
+      start.task,
+      self._tokenizer,
+      group_size=config.rollout.group_size,
+      num_examples=config.num_examples,
+      max_prompt_tokens=config.max_prompt_tokens,
+    )
     self._mesh = sharding.make_mesh(config.mesh)
     self._devices = list(self._mesh.local_devices)
     self.workers = rollout.Workers(
@@ -130,7 +138,7 @@ class Trainer(contextlib.AbstractContextManager):
     """Where problems, drafter data and bandits stand, as JSON can hold it."""
     return {
       'next_step': self._next_step,
-      'next_example': self._next_step * self._config.rollout.num_prompts,
+      'next_example': self._next_problem,
       'bandits': self.workers.get_state(),
       'drafter': None if self.spot is None else self.spot.get_state(),
     }
@@ -138,6 +146,7 @@ class Trainer(contextlib.AbstractContextManager):
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes back there; bandits of another configuration begin anew."""
     self._next_step = state['next_step']
+    self._next_problem = state['next_example']
     try:
       self.workers.set_state(state['bandits'])
     except ValueError as error:
@@ -150,12 +159,15 @@ class Trainer(contextlib.AbstractContextManager):
   ) -> tuple[state_lib.TltState, dict[str, Any]]:
     """One step of the run; gives the new state and metrics."""
     config, step = self._config, batch['step']
-    prompts = self.prompts(step)
-    answered = self.last_outcome = self.answer(state, prompts, step)
-    scores = self._rewards.score(
-      prompts.texts, self._decode(answered), {'answer': prompts.answers}
+    if self.spot is not None:
+      self._begin_drafter(state)
+    collected = collection.collect(
+      functools.partial(self._round, state, step),
+      num_wanted=config.rollout.num_prompts,
+      max_rounds=config.rollout.max_rounds,
     )
-    rollouts = _rollouts(prompts, answered, scores, step=step)
+    answered = self.last_outcome = collected.answered.outcome
+    rollouts = collected.rollouts(step=step)
     start = time.perf_counter()
     policy, found = self._updater.update(
       state.policy, rollouts, reference_params=self._reference_params()
@@ -171,8 +183,8 @@ class Trainer(contextlib.AbstractContextManager):
       drafter = self.spot.state
     metrics = finish.step_metrics(
       answered,
-      scores,
-      found,
+      collected.answered.scores,
+      {**found, **collected.metrics(found['used'])},
       spot=self.spot,
       update_secs=update_secs,
       separate_secs=separate_secs,
@@ -180,72 +192,75 @@ class Trainer(contextlib.AbstractContextManager):
     finish.show(step + 1, metrics)
     return state.after(policy, drafter), metrics
 
+  def _round(
+    self, state: state_lib.TltState, step: int, num_problems: int, first: int
+  ) -> collection.Answered:
+    """Answers the next problems; `first` answers of the step came before."""
+    numbers = np.arange(self._next_problem, self._next_problem + num_problems)
+    self._next_problem += num_problems
+    prompts = self.problems.training(numbers)
+    keys_N = self._keys(step, first + np.arange(len(prompts.texts)))
+    answered = self._answer(state, prompts, keys_N, trainer=self.spot)
+    scores = self._score(prompts, answered)
+    return collection.Answered(prompts, answered, scores)
+
   def answer(
     self, state: state_lib.TltState, prompts: problems.Prompts, step: int
   ) -> rollout.Outcome:
-    """Answers the problems of a step with its coins."""
+    """Answers problems with the coins of a step."""
     if self.spot is not None:
       self._begin_drafter(state)
+    keys_N = self._keys(step, np.arange(len(prompts.texts)))
+    return self._answer(state, prompts, keys_N, trainer=self.spot)
+
+  def evaluate(self, state: state_lib.TltState) -> dict[str, float]:
+    """The mean reward of one answer to each of some held-out problems."""
+    prompts = self.problems.validation(self._config.eval_problems)
+    if self.spot is not None and not self.spot.is_ready:
+      self._begin_drafter(state)
+    keys_N = self._keys(2**31, np.arange(len(prompts.texts)))
+    answered = self._answer(state, prompts, keys_N, trainer=None)
+    scores = self._score(prompts, answered)
+    return {
+      'reward': finish.mean_reward(scores),
+      'unparsable': float(scores.unparsable_N.mean()),
+    }
+
+  def _keys(self, step: int, numbers_N: np.ndarray) -> jax.Array:
+    """The coins of answers, by their numbers in the step."""
     key = jax.random.fold_in(jax.random.key(self._config.seed), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers_N)
+
+  def _answer(
+    self,
+    state: state_lib.TltState,
+    prompts: problems.Prompts,
+    keys_N: jax.Array,
+    *,
+    trainer: spot_trainer.SpotTrainer | None,
+  ) -> rollout.Outcome:
     return self.workers.run(
       state.params,
       prompts.tokens_NP,
       prompts.lengths_N,
       prompts.groups_N,
-      key,
+      keys_N,
       draft_params=None if self.spot is None else self.spot.published()[1],
       use_model=self.spot is None or self.spot.is_healthy,
-      trainer=self.spot,
+      trainer=trainer,
     )
 
-  def prompts(self, step: int) -> problems.Prompts:
-    """The problems of a step, a function of its number."""
-    config, task = self._config, self._start.task
-    first = step * config.rollout.num_prompts
-    numbers = np.arange(first, first + config.rollout.num_prompts)
-    # Behind the worked examples, as long as there are others.
-    numbers += config.num_examples if task.num_problems is None else 0
-    if task.num_problems is not None:
-      numbers %= task.num_problems
-    return problems.encode(
-      [task.problem(int(n), split='train') for n in numbers],
-      self._tokenizer,
-      group_size=config.rollout.group_size,
-      max_prompt_tokens=config.max_prompt_tokens,
-    )
-
-  def evaluate(self, state: state_lib.TltState) -> dict[str, float]:
-    """The mean reward of one answer to each of some held-out problems."""
-    config, task = self._config, self._start.task
-    count = config.eval_problems
-    if task.num_validation_problems is not None:
-      count = min(count, task.num_validation_problems)
-    prompts = problems.encode(
-      [task.problem(n, split='validation') for n in range(count)],
-      self._tokenizer,
-      group_size=1,
-      max_prompt_tokens=config.max_prompt_tokens,
-    )
-    key = jax.random.fold_in(jax.random.key(config.seed), 2**31)
-    if self.spot is not None and not self.spot.is_ready:
-      self._begin_drafter(state)
-    answered = self.workers.run(
-      state.params,
-      prompts.tokens_NP,
-      prompts.lengths_N,
-      prompts.groups_N,
-      key,
-      draft_params=None if self.spot is None else self.spot.published()[1],
-      use_model=self.spot is None or self.spot.is_healthy,
-      trainer=None,
-    )
-    scores = self._rewards.score(
-      prompts.texts, self._decode(answered), {'answer': prompts.answers}
-    )
-    return {
-      'reward': finish.mean_reward(scores),
-      'unparsable': float(scores.unparsable_N.mean()),
-    }
+  def _score(
+    self, prompts: problems.Prompts, answered: rollout.Outcome
+  ) -> rewards.Scores:
+    completions = [
+      self._tokenizer.decode(tokens[:length].tolist())
+      for tokens, length in zip(
+        answered.tokens_NT, answered.lengths_N, strict=True
+      )
+    ]
+    columns = {'answer': prompts.answers}
+    return self._rewards.score(prompts.texts, completions, columns)
 
   def _begin_drafter(self, state: state_lib.TltState) -> None:
     """Hands the state's drafter over where a run begins or goes on."""
@@ -256,14 +271,6 @@ class Trainer(contextlib.AbstractContextManager):
       for device in self._devices:
         self.spot.compile(state.params, device)
     self.spot.begin(state.params)
-
-  def _decode(self, answered: rollout.Outcome) -> list[str]:
-    return [
-      self._tokenizer.decode(tokens[:length].tolist())
-      for tokens, length in zip(
-        answered.tokens_NT, answered.lengths_N, strict=True
-      )
-    ]
 
   def _start_params(self) -> typing.Params:
     return self._start.target.restore_params(
@@ -276,25 +283,3 @@ class Trainer(contextlib.AbstractContextManager):
     if self._reference is None:
       self._reference = self._start_params()
     return self._reference
-
-
-def _rollouts(
-  prompts: problems.Prompts,
-  answered: rollout.Outcome,
-  scores: rewards.Scores,
-  *,
-  step: int,
-) -> batches.Rollouts:
-  """Answers with their rewards; groups with a failed reward are left out."""
-  failed = np.isin(prompts.groups_N, prompts.groups_N[scores.failed_N])
-  kept = batches.Rollouts(
-    prompts_NP=prompts.tokens_NP,
-    prompt_lengths_N=prompts.lengths_N,
-    tokens_NT=answered.tokens_NT,
-    lengths_N=answered.lengths_N,
-    log_probs_NT=answered.log_probs_NT,
-    rewards_N=scores.rewards_N,
-    groups_N=prompts.groups_N,
-    step=step,
-  )
-  return kept.take(~failed)

@@ -25,8 +25,8 @@ class UpdateConfig:
     sequence_length: Tokens in a row; at least the longest prompt and answer.
     rows_at_once: Rows whose activations are held together.
     num_updates: Updates on the answers of a step, each on its part of them.
-    drop_uninformative: Leave out groups whose rewards are all equal (dynamic
-      sampling of DAPO, without sampling others in their place).
+    drop_uninformative: Leave out groups whose rewards are all equal; with
+      `rollout.max_rounds` others are answered in their place.
   """
 
   sequence_length: int = 512

@@ -66,6 +66,14 @@ def _obey(order: str) -> Any:
   return None
 
 
+def is_even(
+  prompts: list[str], completions: list[str], *, answer: list[str]
+) -> list[float]:
+  """Rewards that differ within many groups."""
+  del prompts, answer
+  return [float(sum(map(ord, text)) % 2 == 0) for text in completions]
+
+
 def too_few(prompts: list[str], completions: list[str]) -> list[float]:
   """Gives one reward, whatever it is asked."""
   del prompts, completions

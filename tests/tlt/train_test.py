@@ -30,6 +30,10 @@ from tests.tlt import small_run
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 _FUNCTIONS = 'tests.tlt.reward_functions'
+# Whose rate does not depend on when a run is to end.
+_CONSTANT = optimizer.OptimizerConfig(
+  learning_rate=3e-3, warmup_steps=0, schedule='constant'
+)
 
 
 @pytest.fixture(scope='module')
@@ -215,6 +219,54 @@ def test_a_run_goes_on_from_policy_and_drafter_of_another(
   assert begun.target.step == 3
   saved = drafter_training.load(whole_run / 'drafter').params
   jax.tree.map(np.testing.assert_array_equal, begun.drafter_params, saved)
+
+
+def _with_rounds(config: TltConfig, num_steps: int) -> TltConfig:
+  """Several rounds, of which some have groups with different rewards."""
+  return dataclasses.replace(
+    config,
+    reward=rewards.RewardConfig(f'{_FUNCTIONS}:is_even', num_workers=1),
+    rollout=dataclasses.replace(config.rollout, max_rounds=3),
+    update=dataclasses.replace(
+      config.update, drop_uninformative=True, optimizer=_CONSTANT
+    ),
+    loop=small_run.loop_config(num_steps, every=1),
+  )
+
+
+def test_a_stopped_run_goes_on_behind_the_last_round(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = _begin(whole_run)
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  train.train(_with_rounds(config, 3), workdir=whole)
+  train.train(_with_rounds(config, 2), workdir=stopped)
+  train.train(_with_rounds(config, 3), workdir=stopped)
+  expected = metrics.read_metrics(whole, kind='train')
+  found = metrics.read_metrics(stopped, kind='train')
+  assert max(line['answer_rounds'] for line in expected[:2]) > 1
+  for name in (
+    'answer_rounds',
+    'problems_answered',
+    'problems_informative',
+    'problems_used',
+    'rollout_tokens',
+    'reward',
+    'used',
+  ):
+    assert [x[name] for x in found] == [x[name] for x in expected]
+  for line in expected:
+    assert line['problems_used'] <= 2
+    # Two answers to each problem, of which those of used ones are trained on.
+    assert line['used'] * line['problems_answered'] == line['problems_used']
+
+
+def test_rounds_for_informative_groups_leave_the_others_out() -> None:
+  config = small_run.config()
+  with pytest.raises(ValueError, match='drop_uninformative=True'):
+    dataclasses.replace(
+      config, rollout=dataclasses.replace(config.rollout, max_rounds=2)
+    ).validate()
 
 
 def test_a_row_must_hold_the_longest_answer() -> None:
