@@ -1,4 +1,7 @@
-"""A whole run in small: stages, steps, resuming, what is left at the end."""
+"""A whole run in small: stages, steps, resuming, what is left at the end.
+
+Over 300 lines: all go on from one trained model, made once.
+"""
 
 import dataclasses
 import json
