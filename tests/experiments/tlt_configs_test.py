@@ -18,6 +18,7 @@ from efficient_llm.speculative import (
   drafter,
   drafting,
   engine,
+  prefill,
   rounds,
   strategy,
 )
@@ -89,7 +90,7 @@ def test_every_draft_shape_for_a_gpu_makes_a_round() -> None:
         'extra_group_ids_R': jnp.zeros(num_texts, jnp.int32),
       },
     }
-    state = rounds.prefill(
+    state = prefill.start(
       plan,
       False,
       params,

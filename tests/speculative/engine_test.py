@@ -210,7 +210,7 @@ def _begun() -> state_lib.State:
   """A batch whose prompts were read."""
   plan, draft_params = _drafter_of('learned')
   tokens, lengths = _prompts()
-  return rounds.prefill(
+  return prefill.start(
     state_lib.Plan(_CONFIG, _SAMPLINGS['greedy'], plan, 40),
     False,
     _params(),
