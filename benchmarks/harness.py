@@ -6,12 +6,12 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from efficient_llm.training import report
+from efficient_llm.training import page, report, sections
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _RESULTS = _ROOT / 'benchmarks' / 'results'
@@ -42,6 +42,16 @@ def record(name: str, result: Mapping[str, Any]) -> None:
   text = json.dumps(document, indent=1, allow_nan=False) + '\n'
   (_RESULTS / f'{name}.json').write_text(text, encoding='utf-8')
   print(json.dumps(document), flush=True)
+
+
+def picture(
+  name: str, title: str, parts: Sequence[sections.Section]
+) -> pathlib.Path:
+  """Writes a page beside the record of the same name; gives its path."""
+  _RESULTS.mkdir(exist_ok=True)
+  path = _RESULTS / f'{name}.html'
+  path.write_text(page.render(title, parts), encoding='utf-8')
+  return path
 
 
 def alternate(

@@ -84,22 +84,32 @@ def write_weights(
 class Peer:
   """Its process, which rests until asked."""
 
-  def __init__(self, target: pathlib.Path, assistant: pathlib.Path):
-    """Starts it and waits until both models are there.
+  def __init__(
+    self, target: pathlib.Path, assistant: pathlib.Path | None = None
+  ):
+    """Starts it and waits until its models are there.
 
     Args:
       target: From `write_weights`.
-      assistant: The same, of a smaller model.
+      assistant: The same, of a smaller model, for 'hf_assisted'.
     """
     command = [sys.executable, '-m', 'benchmarks.hf_decoding']
-    command += [f'--target={target}', f'--assistant={assistant}']
+    command += [f'--target={target}']
+    if assistant is not None:
+      command += [f'--assistant={assistant}']
     self._process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     self.versions = self._read()
 
   def decode(
-    self, mode: str, prompts_NP: np.ndarray, *, batch_size: int, num_new: int
+    self,
+    mode: str,
+    prompts_NP: np.ndarray,
+    *,
+    batch_size: int,
+    num_new: int,
+    num_threads: int | None = None,
   ) -> tuple[float, np.ndarray]:
     """Seconds, and the completions [N, num_new], greedily.
 
@@ -108,12 +118,14 @@ class Peer:
       prompts_NP: All of one length.
       batch_size: Rows decoded together.
       num_new: Tokens of each completion.
+      num_threads: One for each core by default.
     """
     asked = {
       'mode': mode,
       'prompts': prompts_NP.tolist(),
       'batch_size': batch_size,
       'num_new': num_new,
+      'num_threads': num_threads or os.cpu_count() or 1,
     }
     assert self._process.stdin is not None
     self._process.stdin.write(json.dumps(asked) + '\n')
@@ -152,14 +164,16 @@ def _load(path: pathlib.Path) -> Any:
   return model
 
 
-def _serve(target_path: pathlib.Path, assistant_path: pathlib.Path) -> None:
+def _serve(
+  target_path: pathlib.Path, assistant_path: pathlib.Path | None
+) -> None:
   """Decodes what each input line asks for."""
   import torch
   import transformers
 
-  torch.set_num_threads(os.cpu_count() or 1)
   transformers.logging.set_verbosity_error()
-  target, assistant = _load(target_path), _load(assistant_path)
+  target = _load(target_path)
+  assistant = None if assistant_path is None else _load(assistant_path)
   versions = {
     'torch': torch.__version__,
     'transformers': transformers.__version__,
@@ -168,6 +182,7 @@ def _serve(target_path: pathlib.Path, assistant_path: pathlib.Path) -> None:
   for line in sys.stdin:
     asked = json.loads(line)
     mode, num_new = asked['mode'], asked['num_new']
+    torch.set_num_threads(asked['num_threads'])
     more: dict[str, Any] = {}
     if mode == 'hf_prompt_lookup':
       more = {'prompt_lookup_num_tokens': 10}
@@ -197,7 +212,7 @@ def main() -> None:
   """The process that `Peer` starts."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--target', type=pathlib.Path, required=True)
-  parser.add_argument('--assistant', type=pathlib.Path, required=True)
+  parser.add_argument('--assistant', type=pathlib.Path)
   arguments = parser.parse_args()
   _serve(arguments.target, arguments.assistant)
 

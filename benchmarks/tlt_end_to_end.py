@@ -1,6 +1,6 @@
 """What TLT saves in reinforcement learning, end to end, on two CPU cores.
 
-    ./run.sh python -m benchmarks.tlt_end_to_end [--quick]
+    ./run.sh python -m benchmarks.tlt_end_to_end [--quick] [--config=FILE]
 
 A model is trained on worked examples with slips, and a drafter for it; both are
 kept under --cache_dir and are not timed. Then every arm goes through the same
@@ -15,6 +15,11 @@ own; fixed is adaptive without a bandit.
 The ceiling is what the measured cost of passes allows if drafts cost nothing:
 at every batch size the cheapest of one token a pass and of k tokens a pass with
 the drafter's acceptance.
+
+plain_vs_hf is the speed of plain decoding against that of transformers, with
+the same weights and equal work, where both are there. Curves of all arms stand
+in an HTML file beside the result. With --config any configuration is measured,
+its own way of training the drafter in place of idle time where it has another.
 """
 
 import argparse
@@ -27,17 +32,21 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from benchmarks import harness, lossless, pass_cost
+from benchmarks import (
+  harness,
+  lossless,
+  pass_cost,
+  tlt_peer,
+  tlt_table,
+)
 from efficient_llm.speculative import strategy
 from efficient_llm.tlt import start as start_lib
 from efficient_llm.tlt import trainer as trainer_lib
 from efficient_llm.tlt.config import TltConfig
-from experiments.configs import tlt_cpu
+from experiments import configuration
 
-# Programs are compiled and places filled for so many steps.
-_NUM_UNTIMED = 4
+_CONFIG = 'experiments/configs/tlt_cpu.py'
 _NODES = (1, 4, 8)
 
 
@@ -103,44 +112,6 @@ def run_arms(
   return found
 
 
-def summary(found: dict[str, Any], *, num_eval: int) -> dict[str, Any]:
-  """Of one arm, over the timed steps."""
-  steps = found['steps']
-  timed = steps[_NUM_UNTIMED:]
-  total = {
-    name: sum(step[name] for step in timed)
-    for name in ('step_secs', 'rollout_secs', 'rollout_tokens', 'num_passes')
-  }
-  reward = found['held_out']['reward']
-  # Normal approximation of the binomial.
-  margin = 1.96 * float(np.sqrt(max(reward * (1 - reward), 1e-4) / num_eval))
-  last = steps[-5:]
-  p50, p99 = np.percentile(found['lengths'], (50, 99)).tolist()
-  return {
-    **total,
-    'rollout_share': total['rollout_secs'] / total['step_secs'],
-    'reward_final': reward,
-    'reward_interval': [reward - margin, reward + margin],
-    'reward_first': statistics.mean(step['reward'] for step in steps[:3]),
-    'reward_last': statistics.mean(step['reward'] for step in last),
-    'acceptance_first': statistics.mean(
-      step['acceptance_length'] for step in steps[:5]
-    ),
-    'acceptance_last': statistics.mean(
-      step['acceptance_length'] for step in last
-    ),
-    'passes_saved': 1 - total['num_passes'] / total['rollout_tokens'],
-    'idle_seconds_found': sum(step['idle_secs'] for step in timed),
-    'idle_seconds_used': sum(step['idle_used_secs'] for step in timed),
-    'drafter_steps': sum(step['drafter_steps'] for step in steps),
-    'p99_by_p50': p99 / p50,
-    'reward_by_step': [step['reward'] for step in steps],
-    'acceptance_by_step': [step['acceptance_length'] for step in steps],
-    'rollout_secs_by_step': [step['rollout_secs'] for step in steps],
-    'step_secs_by_step': [step['step_secs'] for step in steps],
-  }
-
-
 def ceiling(
   plain: dict[str, Any],
   costs: dict[int, dict[int, float]],
@@ -157,7 +128,7 @@ def ceiling(
     rollout_share: Of the time of a step.
   """
   usual = best = 0.0
-  for step in plain['steps'][_NUM_UNTIMED:]:
+  for step in plain['steps'][tlt_table.NUM_UNTIMED :]:
     for size, rounds in step['rounds_by_size'].items():
       by_nodes = costs[size]
       usual += rounds * by_nodes[1]
@@ -173,38 +144,31 @@ def ceiling(
 
 def main() -> None:
   """Measures the table."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--quick', action='store_true', help='two arms, 6 steps')
-  parser.add_argument('--steps', type=int, default=30)
-  parser.add_argument(
-    '--arms', default='plain,ngram,frozen,adaptive', help='or all'
-  )
-  parser.add_argument('--cache_dir', type=pathlib.Path, default='out/tlt')
-  arguments = parser.parse_args()
+  arguments, config, chosen = _arguments()
+  mode = config.drafter.mode
   # Before the first device is asked for: a device of each core.
   jax.config.update('jax_num_cpu_devices', 2)
   options = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{options} --xla_cpu_multi_thread_eigen=false'
-  config = tlt_cpu.get_config()
   num_steps = 6 if arguments.quick else arguments.steps
   start = start_lib.prepare(config, arguments.cache_dir.absolute())
   if not isinstance(start, start_lib.Start):
     raise SystemExit(3)
   begun = time.perf_counter()
-  chosen = arms(config)
-  if arguments.quick:
-    chosen = {name: chosen[name] for name in ('plain', 'adaptive')}
-  elif arguments.arms != 'all':
-    chosen = {name: chosen[name] for name in arguments.arms.split(',')}
   found = run_arms(chosen, start, num_steps=num_steps)
   table = {
-    name: summary(x, num_eval=config.eval_problems) for name, x in found.items()
+    name: tlt_table.summary(x, num_eval=config.eval_problems)
+    for name, x in found.items()
   }
   params = start.target.restore_params(None)
   costs = {
     size: {
       k: pass_cost.pass_secs(
-        start.target.model, params, batch_size=size, num_nodes=k, num_tokens=672
+        start.target.model,
+        params,
+        batch_size=size,
+        num_nodes=k,
+        num_tokens=config.update.sequence_length,
       )
       for k in _NODES
     }
@@ -212,10 +176,10 @@ def main() -> None:
       {n for s in found['plain']['steps'] for n in s['rounds_by_size']}
     )
   }
-  ours, plain = table['adaptive'], table['plain']
+  ours, plain = table[mode], table['plain']
   acceptance = statistics.mean(
     step['drafter_acceptance']
-    for step in found['adaptive']['steps']
+    for step in found[mode]['steps']
     if 'drafter_acceptance' in step
   )
   limits = ceiling(
@@ -229,11 +193,24 @@ def main() -> None:
     for name, key in (('end_to_end', 'step'), ('rollout', 'rollout'))
   }
   tv = lossless.enumerate_laws(num_new=3, quick=True)
+  peer = tlt_peer.compare(
+    config,
+    start,
+    cache_dir=arguments.cache_dir.absolute(),
+    rounds=1 if arguments.quick else 5,
+  )
+  name = 'tlt_end_to_end'
+  if arguments.config != _CONFIG:
+    name += f'_{pathlib.Path(arguments.config).stem}'
+  shown = harness.picture(name, 'TLT end to end', tlt_table.curves(table))
+  print(f'{shown}; transformers: {peer["hf_note"]}', file=sys.stderr)
   harness.record(
-    'tlt_end_to_end',
+    name,
     {
       'quick': arguments.quick,
+      'config': arguments.config,
       **speedups,
+      **peer,
       'rollout_share_baseline': plain['rollout_share'],
       'reward_final': ours['reward_final'],
       'p99_by_p50': plain['p99_by_p50'],
@@ -257,11 +234,45 @@ def main() -> None:
       'arms': table,
       'num_params': sum(x.size for x in jax.tree.leaves(params)),
       'num_steps': num_steps,
-      'num_untimed_steps': _NUM_UNTIMED,
+      'num_untimed_steps': tlt_table.NUM_UNTIMED,
       'seed': config.seed,
       'secs': time.perf_counter() - begun,
     },
   )
+
+
+def _arguments() -> tuple[argparse.Namespace, TltConfig, dict[str, TltConfig]]:
+  """Flags, configuration, and the arms that are wanted."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--quick', action='store_true', help='two arms, 6 steps')
+  parser.add_argument('--steps', type=int, default=30)
+  parser.add_argument('--arms', help="names, joined by ','; or all")
+  parser.add_argument('--config', default=_CONFIG, help='a configuration file')
+  parser.add_argument('--cache_dir', type=pathlib.Path, default='out/tlt')
+  arguments = parser.parse_args()
+  try:
+    config = configuration.resolve(arguments.config, TltConfig, {})
+  except ValueError as error:
+    parser.error(str(error))
+  mode, known = config.drafter.mode, arms(config)
+  if mode == 'frozen':
+    parser.error("drafter.mode='frozen' trains nothing; choose another.")
+  names = (arguments.arms or f'plain,ngram,frozen,{mode}').split(',')
+  if arguments.quick:
+    names = ['plain', mode]
+  elif arguments.arms == 'all':
+    names = list(known)
+  if not {'plain', mode} <= set(names) <= set(known):
+    parser.error(
+      f'--arms={arguments.arms} must name plain, {mode} and only arms of '
+      f'{", ".join(known)}.'
+    )
+  if arguments.steps <= tlt_table.NUM_UNTIMED:
+    parser.error(
+      f'--steps={arguments.steps} must be above the {tlt_table.NUM_UNTIMED} '
+      'untimed ones.'
+    )
+  return arguments, config, {name: known[name] for name in names}
 
 
 if __name__ == '__main__':
