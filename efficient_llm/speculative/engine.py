@@ -16,7 +16,13 @@ import numpy as np
 
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.models import transformer
-from efficient_llm.speculative import job, programs, row_queue, strategy
+from efficient_llm.speculative import (
+  continuation,
+  job,
+  programs,
+  row_queue,
+  strategy,
+)
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.typing import Array, Params
 
@@ -83,6 +89,8 @@ class Engine:
     refresh: job.Refresh | None = None,
     finished: job.Finished | None = None,
     queue: row_queue.RowQueue | None = None,
+    begun: continuation.Begun | None = None,
+    stop: job.Stop | None = None,
   ) -> job.Generation:
     """Completes prompts; row n draws with the coins of row n.
 
@@ -100,6 +108,10 @@ class Engine:
       queue: Which rows to complete, shared with other engines that are given
         the same prompts; all by default. One that is closed meanwhile ends
         the call early.
+      begun: Completions to go on with, each at least one token short of the
+        longest; what is drawn does not depend on where they were left if the
+        parameters are the same.
+      stop: Asked between stretches; from True on what is unfinished is left.
 
     Raises:
       ValueError: If the prompts are empty or do not fit the model.
@@ -125,6 +137,9 @@ class Engine:
       groups_N=groups_N,
       refresh=refresh,
       finished=finished,
+      stop=stop,
+      begun=begun
+      or continuation.Begun.nothing(num_rows, sampling.max_new_tokens),
       waiting=row_queue.RowQueue(range(num_rows)) if queue is None else queue,
     )
     return task.run()

@@ -1,6 +1,6 @@
 """The host's side of a generation: who is in the batch, and who has ended.
 
-Over 300 lines: one class, and the four things it is given or gives back.
+Over 300 lines: one class, and what it is given or gives back.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 from efficient_llm.models import decoding
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.speculative import (
+  continuation,
   prefill,
   prefixes,
   programs,
@@ -45,6 +46,8 @@ class Refreshed:
 Refresh = Callable[[], Refreshed | None]
 # Called with a row and its completion as soon as it has ended.
 Finished = Callable[[int, np.ndarray], None]
+# Asked between stretches whether to leave what is unfinished.
+Stop = Callable[[], bool]
 
 
 @dataclasses.dataclass
@@ -95,10 +98,18 @@ class Stats:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """Completions in the order of the prompts, and what they took."""
+  """Completions in the order of the prompts, and what they took.
+
+  Attributes:
+    completion: The tokens of this call, at their places: what was begun before
+      is 0, as are rows that others completed.
+    stats: What they took.
+    ended_N: Rows that are complete.
+  """
 
   completion: sampling_lib.Completion
   stats: Stats
+  ended_N: np.ndarray
 
 
 @dataclasses.dataclass
@@ -108,6 +119,7 @@ class Job:
   Attributes:
     state: The batch.
     ids_B: Which prompt each row of the batch completes; -1 for none.
+    begun: What there is of the completions.
     waiting: Prompts that have not begun, in order; those that another job
       takes from it are zeros in the result. Closed, it ends the job, and rows
       under way are zeros as well.
@@ -128,6 +140,8 @@ class Job:
   groups_N: np.ndarray | None
   refresh: Refresh | None
   finished: Finished | None
+  stop: Stop | None
+  begun: continuation.Begun
   waiting: row_queue.RowQueue
   state: state_lib.State = dataclasses.field(init=False)
 
@@ -137,8 +151,9 @@ class Job:
     self.tokens_NT = np.zeros((num_rows, num_new), np.int32)
     self.log_probs_NT = np.zeros((num_rows, num_new), np.float32)
     self.num_new_N = np.zeros(num_rows, np.int32)
+    self.ended_N = np.zeros(num_rows, bool)
     self.ids_B = np.full(self._bucket(max(1, len(self.waiting))), -1)
-    self.begun = False
+    self.has_state = False
     self.prefixes = prefixes.Prefixes(
       self.programs,
       self.plan,
@@ -153,7 +168,8 @@ class Job:
     self._prepare_drafter()
     self.is_behind = not self._choose(len(self.ids_B)).needs_model
     while self.waiting or (self.ids_B >= 0).any():
-      if self.waiting.is_closed:
+      is_over = self.stop is not None and self.stop()
+      if is_over or self.waiting.is_closed:
         break
       self._join()
       num_live = int((self.ids_B >= 0).sum())
@@ -164,6 +180,7 @@ class Job:
       self.is_behind = not shape.needs_model
       self._stretch(shape, num_live)
       self._shrink()
+    self._take_out(np.flatnonzero(self.ids_B >= 0))
     self.stats.num_prompts_read = self.prefixes.num_read
     self.stats.compile_secs = self.programs.compile_secs - compiled_before
     self.stats.num_programs = len(self.programs)
@@ -180,6 +197,7 @@ class Job:
         log_probs=jnp.asarray(self.log_probs_NT),
       ),
       self.stats,
+      self.ended_N,
     )
 
   def _choose(self, num_live: int) -> tree_lib.DraftShape:
@@ -192,47 +210,76 @@ class Job:
     return min(self.max_batch, 1 << (num_rows - 1).bit_length())
 
   def _join(self) -> None:
-    """Reads waiting prompts into the free rows of the batch."""
-    free = np.flatnonzero(self.ids_B < 0)
-    ids = self.waiting.take(len(free))
-    num_new = len(ids)
-    if not num_new:
+    """Takes waiting rows into the free places of the batch."""
+    ids = np.asarray(self.waiting.take(int((self.ids_B < 0).sum())), int)
+    if not len(ids):
       return
     start = time.perf_counter()
     compiled_before = self.programs.compile_secs
-    size = self._bucket(num_new) if self.begun else len(self.ids_B)
+    is_begun = self.begun.lengths_N[ids] > 0
+    # Prompts are shared; a text with the beginning of an answer is its own.
+    for some, read in (
+      (ids[~is_begun], self._read_prompts),
+      (ids[is_begun], self._read_texts),
+    ):
+      if len(some):
+        self._begin(some, read)
+    jax.block_until_ready(self.state)
+    compiled = self.programs.compile_secs - compiled_before
+    self.stats.prefill_secs += time.perf_counter() - start - compiled
+    self._collect()
+
+  def _begin(self, ids: np.ndarray, read: Callable[..., Any]) -> None:
+    num_new = len(ids)
+    size = self._bucket(num_new) if self.has_state else len(self.ids_B)
     # Rows that pad the batch repeat a prompt and are thrown away.
-    padded = np.asarray(ids + ids[:1] * (size - num_new))
-    table, places = self.prefixes.hold(
-      self.params, self.draft_params, padded, self.waiting.rows()
-    )
+    padded = np.concatenate([ids, np.repeat(ids[:1], size - num_new)])
     joined = self.programs.call(
       _begin,
       (self.plan, self.is_behind),
       self.params,
       self.draft_params,
-      table,
-      places,
-      self.prompts_NP[padded],
-      self.lengths_N[padded],
+      *read(padded),
       self.keys_N[padded],
       None if self.groups_N is None else self.groups_N[padded],
+      self.begun.lengths_N[padded],
     )
-    rows = np.full(size, len(self.ids_B))
-    rows[:num_new] = free[:num_new]
-    if self.begun:
+    free = np.flatnonzero(self.ids_B < 0)[:num_new]
+    if self.has_state:
+      rows = np.full(size, len(self.ids_B))
+      rows[:num_new] = free
       self.state = self.programs.call(
         state_lib.put, (), self.state, rows, joined, donated=(0,)
       )
     else:
       over = np.arange(size) >= num_new
       self.state = dataclasses.replace(joined, ended_B=joined.ended_B | over)
-      self.begun = True
-    self.ids_B[free[:num_new]] = ids
-    jax.block_until_ready(self.state)
-    compiled = self.programs.compile_secs - compiled_before
-    self.stats.prefill_secs += time.perf_counter() - start - compiled
-    self._collect()
+      self.has_state = True
+    self.ids_B[free] = ids
+
+  def _read_prompts(self, rows: np.ndarray) -> tuple[Any, ...]:
+    """The table of prompts, these rows' places in it, and their prompts."""
+    waiting = [n for n in self.waiting.rows() if not self.begun.lengths_N[n]]
+    table, places = self.prefixes.hold(
+      self.params, self.draft_params, rows, waiting
+    )
+    return table, places, self.prompts_NP[rows], self.lengths_N[rows]
+
+  def _read_texts(self, rows: np.ndarray) -> tuple[Any, ...]:
+    """The same for prompts with what there is of the completions."""
+    most = min(self.plan.capacity, self.plan.model.max_positions)
+    texts_BP, lengths_B = self.begun.texts(
+      self.prompts_NP, self.lengths_N, rows, most=most
+    )
+    prefix = self.programs.call(
+      prefill.read,
+      (self.plan,),
+      self.params,
+      self.draft_params,
+      texts_BP,
+      lengths_B,
+    )
+    return prefix, np.arange(len(rows)), texts_BP, lengths_B
 
   def _prepare_drafter(self) -> None:
     drafter = self.plan.drafter
@@ -308,8 +355,19 @@ class Job:
 
   def _collect(self) -> None:
     """Takes the completions of rows that have ended out of the batch."""
-    ended = np.asarray(self.state.ended_B) & (self.ids_B >= 0)
-    rows = np.flatnonzero(ended)
+    rows = np.flatnonzero(np.asarray(self.state.ended_B) & (self.ids_B >= 0))
+    ids = self.ids_B[rows]
+    self._take_out(rows)
+    self.ended_N[ids] = True
+    if self.finished is not None:
+      for n in ids:
+        before, count = self.begun.lengths_N[n], self.num_new_N[n]
+        whole = self.tokens_NT[n, : before + count].copy()
+        whole[:before] = self.begun.tokens_NT[n, :before]
+        self.finished(int(n), whole)
+
+  def _take_out(self, rows: np.ndarray) -> None:
+    """Takes what rows have drawn in this call out of the batch."""
     if not len(rows):
       return
     tokens = np.asarray(self.state.tokens_BS)
@@ -320,12 +378,11 @@ class Job:
     )
     for row in rows:
       n, count = self.ids_B[row], num_new[row]
-      first = self.lengths_N[n]
-      self.tokens_NT[n, :count] = tokens[row, first : first + count]
-      self.log_probs_NT[n, :count] = log_probs[row, first : first + count]
-      self.num_new_N[n] = count
-      if self.finished is not None:
-        self.finished(int(n), self.tokens_NT[n, :count])
+      first, before = self.lengths_N[n], self.begun.lengths_N[n]
+      here, there = slice(before, count), slice(first + before, first + count)
+      self.tokens_NT[n, here] = tokens[row, there]
+      self.log_probs_NT[n, here] = log_probs[row, there]
+      self.num_new_N[n] = count - before
     self.ids_B[rows] = -1
 
   def _shrink(self) -> None:

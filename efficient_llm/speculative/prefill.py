@@ -80,8 +80,9 @@ def begin(
   prompt_lengths_B: Array,
   keys_B: Array,
   groups_B: Array | None,
+  num_drawn_B: Array,
 ) -> state_lib.State:
-  """Draws the first token of each row.
+  """Draws the next token of each row, the first behind what was read.
 
   Args:
     plan: What is decoded and how.
@@ -93,10 +94,11 @@ def begin(
     prompt_lengths_B: Real tokens, at least one.
     keys_B: From `sampling.row_keys`.
     groups_B: Group of each row, or None.
+    num_drawn_B: Tokens at the end of what was read that are the completion's.
   """
   batch_size, num_prompt = prompts_BP.shape
   token_B, log_prob_B = plan.draw(
-    prefix.logits_BV, keys_B, jnp.zeros(batch_size, jnp.int32), plan.sampling
+    prefix.logits_BV, keys_B, num_drawn_B, plan.sampling
   )
   tokens_BS = jnp.zeros((batch_size, plan.capacity), jnp.int32)
   tokens_BS = tokens_BS.at[:, :num_prompt].set(prompts_BP)
@@ -120,10 +122,10 @@ def begin(
     tokens_BS=tokens_BS,
     lengths_B=prompt_lengths_B + 1,
     log_probs_BS=log_probs_BS.at[rows_B, prompt_lengths_B].set(log_prob_B),
-    num_new_B=jnp.ones(batch_size, jnp.int32),
+    num_new_B=num_drawn_B + 1,
     num_passes_B=jnp.zeros(batch_size, jnp.int32),
     ended_B=jnp.isin(token_B, stop_tokens)
-    | (plan.sampling.max_new_tokens == 1),
+    | (num_drawn_B + 1 >= plan.sampling.max_new_tokens),
     keys_B=keys_B,
     groups_B=groups_B,
     memory=memory,
@@ -152,4 +154,5 @@ def start(
     prompt_lengths_B,
     keys_B,
     groups_B,
+    jnp.zeros_like(prompt_lengths_B),
   )

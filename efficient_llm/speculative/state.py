@@ -28,7 +28,7 @@ class State:
     lengths_B: Tokens of each row, the newest included.
     log_probs_BS: Of each new token under the law it was drawn from, at its
       place in `tokens_BS`.
-    num_new_B: New tokens.
+    num_new_B: Tokens of the completion, those of an earlier call included.
     num_passes_B: Target passes while the row was live.
     ended_B: Rows that are complete.
     keys_B: From `sampling.row_keys`.

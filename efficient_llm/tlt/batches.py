@@ -27,7 +27,9 @@ class Rollouts:
     log_probs_NT: Of each token, under the law that the sampler drew it from.
     rewards_N: As the verifier gave them.
     groups_N: A number for each answer, the same for answers to one prompt.
-    step: Of the run, at whose parameters the answers were drawn.
+    step: Of the run, that uses the answers.
+    drawn_NT: Step at whose parameters each token was drawn; None where that is
+      this step for all.
   """
 
   prompts_NP: np.ndarray
@@ -38,10 +40,11 @@ class Rollouts:
   rewards_N: np.ndarray
   groups_N: np.ndarray
   step: int
+  drawn_NT: np.ndarray | None = None
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
-      if field.name != 'step':
+      if field.name not in ('step', 'drawn_NT'):
         shape = getattr(self, field.name).shape
         if len(shape) != len(field.name.rsplit('_', 1)[1]) or (
           shape[0] != self.num_answers
@@ -51,6 +54,8 @@ class Rollouts:
             f'and {self.num_answers} rows, has shape {shape}.'
           )
     _check_same_shape('rollouts.log_probs_NT', self.log_probs_NT, self)
+    if self.drawn_NT is not None:
+      _check_same_shape('rollouts.drawn_NT', self.drawn_NT, self)
     for lengths, width in (
       ('prompt_lengths_N', self.prompts_NP.shape[1]),
       ('lengths_N', self.tokens_NT.shape[1]),
@@ -76,6 +81,13 @@ class Rollouts:
     """Which positions of `tokens_NT` hold a token of the completion."""
     return np.arange(self.tokens_NT.shape[1]) < self.lengths_N[:, None]
 
+  @property
+  def staleness(self) -> np.ndarray:
+    """Of every token: steps of the run between its drawing and its use."""
+    if self.drawn_NT is None:
+      return np.zeros(self.num_tokens, np.int32)
+    return self.step - self.drawn_NT[self.completion_mask_NT]
+
   def take(self, rows: np.ndarray) -> 'Rollouts':
     """Some of the answers.
 
@@ -83,9 +95,9 @@ class Rollouts:
       rows: Their numbers, or a mask.
     """
     arrays = {
-      field.name: getattr(self, field.name)[rows]
+      field.name: value[rows]
       for field in dataclasses.fields(self)
-      if field.name != 'step'
+      if isinstance(value := getattr(self, field.name), np.ndarray)
     }
     return Rollouts(**arrays, step=self.step)
 

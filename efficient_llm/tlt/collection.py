@@ -27,11 +27,13 @@ class Answered:
     prompts: Whose groups are those of no other round.
     outcome: The answers and what they took.
     scores: The rewards.
+    drawn_NT: Step of the run at whose parameters each token was drawn.
   """
 
   prompts: problems.Prompts
   outcome: rollout.Outcome
   scores: rewards.Scores
+  drawn_NT: np.ndarray
 
   @property
   def num_problems(self) -> int:
@@ -71,15 +73,19 @@ class Collected:
       rewards_N=self.answered.scores.rewards_N,
       groups_N=prompts.groups_N,
       step=step,
+      drawn_NT=self.answered.drawn_NT,
     )
     return whole.take(self.used_N)
 
-  def metrics(self, used: float) -> dict[str, float]:
-    """How much was answered for how much that was trained on.
+  def metrics(self, used: float, *, step: int) -> dict[str, float]:
+    """How much was answered for how much that is trained on, and its age.
 
     Args:
       used: Share of the answers for the update that were trained on.
+      step: Of the run.
     """
+    staleness = self.rollouts(step=step).staleness
+    mean = staleness.mean() if len(staleness) else 0.0
     informative = self.answered.informative_groups
     kept = np.isin(informative, self.answered.prompts.groups_N[self.used_N])
     return {
@@ -88,11 +94,13 @@ class Collected:
       'problems_informative': float(len(informative)),
       'problems_used': float(kept.sum()),
       'used': used * float(self.used_N.mean()),
+      'policy_staleness_mean': float(mean),
+      'policy_staleness_max': float(staleness.max(initial=0)),
     }
 
 
-# (number of problems, answers of this step before them) -> a round.
-AnswerRound = Callable[[int, int], Answered]
+# Answers so many problems.
+AnswerRound = Callable[[int], Answered]
 
 
 def collect(
@@ -114,15 +122,14 @@ def collect(
     arXiv:2503.14476. Differs: later rounds are no larger than they need be.
   """
   rounds: list[Answered] = []
-  num_problems = num_informative = num_answers = 0
+  num_problems = num_informative = 0
   while len(rounds) < max_rounds and num_informative < num_wanted:
     num_next = num_wanted
     if num_informative:
       missing = num_wanted - num_informative
       num_next = min(num_wanted, -(-missing * num_problems // num_informative))
-    found = answer(num_next, num_answers)
+    found = answer(num_next)
     rounds.append(found)
-    num_answers += len(found.prompts.groups_N)
     num_problems += found.num_problems
     num_informative += len(found.informative_groups)
   merged = merge(rounds)
@@ -148,6 +155,7 @@ def merge(rounds: Sequence[Answered]) -> Answered:
       training=outcomes[-1].training,
     ),
     _joined([x.scores for x in rounds]),
+    np.concatenate([x.drawn_NT for x in rounds]),
   )
 
 

@@ -5,8 +5,7 @@ import dataclasses
 from efficient_llm import sharding
 from efficient_llm.data.tasks import task as task_lib
 from efficient_llm.speculative import drafter_program
-from efficient_llm.tlt import rewards, spot_trainer
-from efficient_llm.tlt import rollout as rollout_lib
+from efficient_llm.tlt import rewards, rollout_config, spot_trainer
 from efficient_llm.tlt import update as update_lib
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import pretrain
@@ -36,7 +35,7 @@ class TltConfig:
   supervised: pretrain.PretrainConfig = pretrain.PretrainConfig()
   num_examples: int = 20_000
   warmup: drafter_program.DrafterConfig = drafter_program.DrafterConfig()
-  rollout: rollout_lib.RolloutConfig = rollout_lib.RolloutConfig()
+  rollout: rollout_config.RolloutConfig = rollout_config.RolloutConfig()
   reward: rewards.RewardConfig = rewards.RewardConfig()
   update: update_lib.UpdateConfig = update_lib.UpdateConfig()
   drafter: spot_trainer.SpotConfig = spot_trainer.SpotConfig()

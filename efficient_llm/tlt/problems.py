@@ -31,6 +31,17 @@ class Prompts:
   lengths_N: np.ndarray
   groups_N: np.ndarray
 
+  def take(self, rows_N: np.ndarray) -> 'Prompts':
+    """Those that a mask says."""
+    rows = np.flatnonzero(rows_N)
+    return Prompts(
+      texts=[self.texts[row] for row in rows],
+      answers=[self.answers[row] for row in rows],
+      tokens_NP=self.tokens_NP[rows],
+      lengths_N=self.lengths_N[rows],
+      groups_N=self.groups_N[rows],
+    )
+
 
 def encode(
   problems: Sequence[task_lib.Problem],

@@ -16,74 +16,17 @@ import jax
 import numpy as np
 
 from efficient_llm import typing
-from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.models import transformer
-from efficient_llm.speculative import engine, job
+from efficient_llm.speculative import continuation, engine, job
 from efficient_llm.speculative import row_queue as row_queue_lib
 from efficient_llm.speculative import strategy as strategy_lib
-from efficient_llm.tlt import rollout_worker, spot_trainer, texts
-
-Speculation = rollout_worker.Speculation
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-  """What is answered in a step, and how.
-
-  Attributes:
-    num_prompts: Problems of a step.
-    group_size: Answers to each.
-    max_rounds: Rounds of further problems that a step may answer until
-      `num_prompts` groups are informative (dynamic sampling of DAPO); 1 is off.
-    max_live: Answers that a worker decodes together; further ones wait.
-    rounds_at_once: Rounds on the device before the host looks.
-    max_kept_prompts: Prompts whose keys and values a worker keeps for the
-      answers it begins later; bounds what they take to so many prompts.
-    speculation: 'off'; 'ngram' copies from the prompt and from finished answers
-      of the group (TLT-Base); 'learned' is the draft model; 'union' both.
-    num_texts: Finished answers that are kept to copy from.
-    sampling: How answers are drawn; stop tokens are the tokenizer's.
-    strategy: Which draft shapes, by live answers of a worker.
-  """
-
-  num_prompts: int = 8
-  group_size: int = 8
-  max_rounds: int = 1
-  max_live: int = 8
-  rounds_at_once: int = 16
-  max_kept_prompts: int = 64
-  speculation: Speculation = 'union'
-  num_texts: int = 16
-  sampling: sampling_lib.SamplingConfig = sampling_lib.SamplingConfig()
-  strategy: strategy_lib.StrategyConfig = strategy_lib.CPU_COPYING
-
-  def validate(self) -> None:
-    """Checks ranges; raises ValueError with one line."""
-    typing.check_choices(self, name='rollout')
-    for name in (
-      'num_prompts',
-      'max_rounds',
-      'max_live',
-      'rounds_at_once',
-      'max_kept_prompts',
-      'num_texts',
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'rollout.{name}={getattr(self, name)} must be at least 1; raise it.'
-        )
-    if self.group_size < 2:
-      raise ValueError(
-        f'rollout.group_size={self.group_size} must be at least 2, as an '
-        'advantage is the distance to the mean of the group; raise it.'
-      )
-    if not self.sampling.temperature:
-      raise ValueError(
-        'rollout.sampling.temperature=0 gives a group of equal answers; raise '
-        'it, to 1 for example.'
-      )
-    self.sampling.validate()
-    self.strategy.validate()
+from efficient_llm.tlt import (
+  backlog,
+  rollout_config,
+  rollout_worker,
+  spot_trainer,
+  texts,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +35,10 @@ class Outcome:
 
   Attributes:
     tokens_NT: Completions, 0 behind the end.
-    lengths_N: Their tokens.
+    lengths_N: Their tokens, those of earlier steps included.
     log_probs_NT: Under the law each token was drawn from.
+    ended_N: Completions that are complete.
+    num_tokens: Drawn in this step.
     secs: Until the last answer and the drafter's training have ended, without
       compilation.
     worker_secs: Of each worker, until it found no answer left.
@@ -109,6 +54,8 @@ class Outcome:
   tokens_NT: np.ndarray
   lengths_N: np.ndarray
   log_probs_NT: np.ndarray
+  ended_N: np.ndarray
+  num_tokens: int
   secs: float
   worker_secs: tuple[float, ...]
   num_passes: int
@@ -132,13 +79,33 @@ class Outcome:
     """New tokens per target pass and row."""
     return self.num_decoded / max(1, self.num_passes)
 
+  def continued(self, begun: backlog.Answers, *, step: int) -> backlog.Answers:
+    """What these answers have become in a step."""
+    return begun.continued(
+      self.tokens_NT,
+      self.lengths_N,
+      self.log_probs_NT,
+      self.ended_N,
+      step=step,
+    )
+
+  def take(self, rows: np.ndarray) -> 'Outcome':
+    """Some of the answers; what they took together stays."""
+    return dataclasses.replace(
+      self,
+      tokens_NT=self.tokens_NT[rows],
+      lengths_N=self.lengths_N[rows],
+      log_probs_NT=self.log_probs_NT[rows],
+      ended_N=self.ended_N[rows],
+    )
+
 
 class Workers:
   """Engines on devices; lives as long as the run, as they hold programs."""
 
   def __init__(
     self,
-    config: RolloutConfig,
+    config: rollout_config.RolloutConfig,
     model: transformer.TransformerConfig,
     *,
     stop_tokens: tuple[int, ...],
@@ -186,6 +153,8 @@ class Workers:
     draft_params: typing.Params | None,
     trainer: spot_trainer.SpotTrainer | None,
     use_model: bool = True,
+    begun: backlog.Answers | None = None,
+    num_whole: int | None = None,
   ) -> Outcome:
     """Answers every row once.
 
@@ -201,7 +170,14 @@ class Workers:
         them idle.
       use_model: Whether rounds may use the draft model; once they may not,
         they never do again.
+      begun: What earlier steps have left of the answers.
+      num_whole: Ends when so many groups are complete, where the others stand;
+        None answers all.
     """
+    if begun is None:
+      coins_NC = backlog.coins(0, len(groups_N))
+      longest = self._sampling.max_new_tokens
+      begun = backlog.Answers.new(groups_N, coins_NC, longest)
     pool = texts.TextPool(
       self._config.num_texts,
       prompts_NP.shape[1] + self._sampling.max_new_tokens,
@@ -214,11 +190,17 @@ class Workers:
       key=key,
       draft_params=draft_params,
       use_model=use_model,
-      queue=row_queue_lib.RowQueue(_order(groups_N)),
+      queue=row_queue_lib.RowQueue(backlog.order(begun)),
+      begun=continuation.Begun(begun.tokens_NT, begun.lengths_N),
+      ended_N=begun.ended_N.copy(),
+      num_whole=num_whole,
       pool=pool,
       trainer=trainer,
       num_busy=len(self._workers),
     )
+    for row in np.flatnonzero(begun.ended_N).tolist():
+      shared.add_text(row, begun.tokens_NT[row, : begun.lengths_N[row]])
+    shared.check_enough()
     found: dict[int, tuple[job.Generation, float]] = {}
     start = time.perf_counter()
 
@@ -241,7 +223,11 @@ class Workers:
     if shared.failure is not None:
       raise shared.failure
     return self._collect(
-      list(found.values()), start=start, secs=secs, trainer=trainer
+      list(found.values()),
+      begun=begun,
+      start=start,
+      secs=secs,
+      trainer=trainer,
     )
 
   def get_state(self) -> list[dict[str, Any]]:
@@ -257,13 +243,15 @@ class Workers:
     self,
     found: list[tuple[job.Generation, float]],
     *,
+    begun: backlog.Answers,
     start: float,
     secs: float,
     trainer: spot_trainer.SpotTrainer | None,
   ) -> Outcome:
-    """Every row was answered by one worker and is 0 with the others."""
-    completions = [generation.completion for generation, _ in found]
-    stats = [generation.stats for generation, _ in found]
+    """Every token was drawn by one worker and is 0 with the others."""
+    generations = [generation for generation, _ in found]
+    completions = [x.completion for x in generations]
+    stats = [x.stats for x in generations]
     # Workers compile side by side; what they waited for is not rollout.
     compile_secs = max(s.compile_secs for s in stats)
     rounds: collections.Counter[str] = collections.Counter()
@@ -271,11 +259,20 @@ class Workers:
     for one in stats:
       sizes.update(one.rounds_by_size)
       rounds.update({s.name: n for s, n in one.rounds_by_shape.items()})
+
+    def total(*parts: Any) -> np.ndarray:
+      # Of the same type, lest the next step compile for another one.
+      return np.sum(parts, 0, dtype=parts[0].dtype)
+
     worker_secs = tuple(end - start - compile_secs for _, end in found)
     return Outcome(
-      tokens_NT=np.sum([c.tokens for c in completions], 0),
-      lengths_N=np.sum([c.lengths for c in completions], 0),
-      log_probs_NT=np.sum([c.log_probs for c in completions], 0),
+      tokens_NT=total(begun.tokens_NT, *(x.tokens for x in completions)),
+      lengths_N=total(begun.lengths_N, *(x.lengths for x in completions)),
+      log_probs_NT=total(
+        begun.log_probs_NT, *(x.log_probs for x in completions)
+      ),
+      ended_N=np.any([begun.ended_N, *(x.ended_N for x in generations)], 0),
+      num_tokens=sum(s.num_tokens for s in stats),
       secs=secs - compile_secs,
       worker_secs=worker_secs,
       num_passes=sum(s.num_passes for s in stats),
@@ -288,13 +285,3 @@ class Workers:
         spot_trainer.Effort() if trainer is None else trainer.take_effort()
       ),
     )
-
-
-def _order(groups_N: np.ndarray) -> list[int]:
-  """First one answer of every group, then a second: later ones copy earlier."""
-  order = np.argsort(groups_N, kind='stable')
-  _, first, group_N = np.unique(
-    groups_N[order], return_index=True, return_inverse=True
-  )
-  place_N = np.arange(len(order)) - first[group_N]
-  return order[np.argsort(place_N, kind='stable')].tolist()

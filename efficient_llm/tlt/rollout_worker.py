@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import threading
 import time
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.models import transformer
 from efficient_llm.speculative import (
+  continuation,
   drafting,
   engine,
   job,
@@ -20,13 +21,11 @@ from efficient_llm.speculative import (
   strategy,
 )
 from efficient_llm.speculative import state as state_lib
-from efficient_llm.tlt import spot_trainer, texts
-
-Speculation = Literal['off', 'ngram', 'learned', 'union']
+from efficient_llm.tlt import backlog, rollout_config, spot_trainer, texts
 
 
 def drafter(
-  speculation: Speculation, model: transformer.TransformerConfig
+  speculation: rollout_config.Speculation, model: transformer.TransformerConfig
 ) -> state_lib.Drafter | None:
   """How a worker drafts; None for plain decoding."""
   if speculation == 'off':
@@ -44,10 +43,14 @@ class Shared:
 
   Attributes:
     key: Row n draws with the coins of row n whatever worker it falls to.
-    queue: Answers that nobody has begun.
+    queue: Answers that nobody has taken yet.
+    begun: What earlier steps have left of the answers.
+    ended_N: Answers that are complete.
+    num_whole: Complete groups that end the step; None for all.
     pool: Finished answers to copy from.
     use_model: Whether rounds may use the draft model.
     num_busy: Workers that may still find an answer.
+    enough: Set as soon as so many groups are complete.
     ended: Set with the last answer, or a failure.
   """
 
@@ -59,9 +62,13 @@ class Shared:
   draft_params: Any
   use_model: bool
   queue: row_queue.RowQueue
+  begun: continuation.Begun
+  ended_N: np.ndarray
+  num_whole: int | None
   pool: texts.TextPool
   trainer: spot_trainer.SpotTrainer | None
   num_busy: int
+  enough: threading.Event = dataclasses.field(default_factory=threading.Event)
   ended: threading.Event = dataclasses.field(default_factory=threading.Event)
   lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
   failure: BaseException | None = None
@@ -72,6 +79,29 @@ class Shared:
     self.queue.close()
     self.ended.set()
 
+  def add_text(self, row: int, tokens: np.ndarray) -> np.ndarray:
+    """Lets others of the group copy from a complete answer; gives its text."""
+    length = self.prompt_lengths_N[row]
+    text = np.concatenate([self.prompts_NP[row, :length], tokens])
+    self.pool.add(int(self.groups_N[row]), text)
+    return text
+
+  def check_enough(self) -> None:
+    """Ends the step where enough groups are complete."""
+    if self.num_whole is not None:
+      whole = backlog.whole_groups(self.groups_N, self.ended_N)
+      if len(whole) >= self.num_whole:
+        self.enough.set()
+
+  def finish(self, row: int, tokens: np.ndarray) -> None:
+    """Enters a complete answer."""
+    text = self.add_text(row, tokens)
+    if self.trainer is not None:
+      self.trainer.data.add(text)
+    with self.lock:
+      self.ended_N[row] = True
+      self.check_enough()
+
 
 @dataclasses.dataclass
 class Worker:
@@ -80,7 +110,7 @@ class Worker:
   device: Any
   engine: engine.Engine
   chooser: strategy.Strategy
-  speculation: Speculation
+  speculation: rollout_config.Speculation
   sampling: sampling_lib.SamplingConfig
 
   def answer(self, shared: Shared) -> tuple[job.Generation, float]:
@@ -98,8 +128,10 @@ class Worker:
         draft_params=self._draft_params(shared, place),
         groups_N=shared.groups_N,
         refresh=self._refresh(shared, place),
-        finished=functools.partial(_finished, shared),
+        finished=shared.finish,
         queue=shared.queue,
+        begun=shared.begun,
+        stop=shared.enough.is_set,
       )
       end = time.perf_counter()
       with shared.lock:
@@ -151,11 +183,3 @@ class Worker:
       return job.Refreshed(draft_params=newer_drafter, texts=newer_texts)
 
     return refresh
-
-
-def _finished(shared: Shared, row: int, tokens: np.ndarray) -> None:
-  length = shared.prompt_lengths_N[row]
-  text = np.concatenate([shared.prompts_NP[row, :length], tokens])
-  shared.pool.add(int(shared.groups_N[row]), text)
-  if shared.trainer is not None:
-    shared.trainer.data.add(text)

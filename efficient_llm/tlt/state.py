@@ -38,17 +38,27 @@ class TltState:
       key=self.key,
     )
 
-  def after(
-    self,
+  @classmethod
+  def of(
+    cls,
+    step: jax.Array,
     policy: state_lib.TrainState,
     drafter: state_lib.TrainState | None,
   ) -> 'TltState':
-    """The state one step of the run later."""
-    return TltState(
-      step=self.step + 1,
+    """The state of a run at a step."""
+    return cls(
+      step=step,
       params=policy.params,
       opt_state=policy.opt_state,
       key=policy.key,
       num_updates=policy.step,
       drafter=drafter,
     )
+
+  def after(
+    self,
+    policy: state_lib.TrainState,
+    drafter: state_lib.TrainState | None,
+  ) -> 'TltState':
+    """The state one step of the run later."""
+    return self.of(self.step + 1, policy, drafter)

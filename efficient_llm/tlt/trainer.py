@@ -14,6 +14,7 @@ from absl import logging
 
 from efficient_llm import sharding, typing
 from efficient_llm.tlt import (
+  backlog,
   collection,
   finish,
   problems,
@@ -42,6 +43,11 @@ class Trainer(contextlib.AbstractContextManager):
       config: The run.
       start: From `start.prepare`.
     """
+    if config.rollout.is_partial and jax.process_count() > 1:
+      raise ValueError(
+        f'rollout.finish_share={config.rollout.finish_share} must be 1 where '
+        'several processes run, as none knows what the others have complete.'
+      )
     self._config, self._start = config, start
     self._tokenizer = start.target.load_tokenizer()
     eos, pad = self._tokenizer.eos_id, self._tokenizer.pad_id
@@ -50,7 +56,11 @@ class Trainer(contextlib.AbstractContextManager):
         'Answers end with the end-of-text token, which this tokenizer lacks; '
         'use another --config.checkpoint.'
       )
-    self._next_step = self._next_problem = 0
+    self._next_step = 0
+    self._backlog = backlog.Backlog(
+      group_size=config.rollout.group_size,
+      num_tokens=config.rollout.sampling.max_new_tokens,
+    )
     self.problems = problems.Source(
       start.task,
       self._tokenizer,
@@ -102,18 +112,13 @@ class Trainer(contextlib.AbstractContextManager):
     if self.spot is not None:
       assert self._start.drafter_params is not None
       drafter = self.spot.init_state(self._start.drafter_params)
-    return state_lib.TltState(
-      step=jnp.int32(0),
-      params=policy.params,
-      opt_state=jax.tree.map(
-        lambda x, like: jax.device_put(x, like.sharding),
-        policy.opt_state,
-        self._updater.abstract_state.opt_state,
-      ),
-      key=policy.key,
-      num_updates=policy.step,
-      drafter=drafter,
+    opt_state = jax.tree.map(
+      lambda x, like: jax.device_put(x, like.sharding),
+      policy.opt_state,
+      self._updater.abstract_state.opt_state,
     )
+    policy = policy.replace(opt_state=opt_state)
+    return state_lib.TltState.of(jnp.int32(0), policy, drafter)
 
   @property
   def abstract_state(self) -> state_lib.TltState:
@@ -121,14 +126,7 @@ class Trainer(contextlib.AbstractContextManager):
     drafter = None
     if self.spot is not None:
       drafter = jax.eval_shape(self.spot.init_state, self._start.drafter_params)
-    return state_lib.TltState(
-      step=policy.step,
-      params=policy.params,
-      opt_state=policy.opt_state,
-      key=policy.key,
-      num_updates=policy.step,
-      drafter=drafter,
-    )
+    return state_lib.TltState.of(policy.step, policy, drafter)
 
   def __next__(self) -> Mapping[str, Any]:
     self._next_step += 1
@@ -138,7 +136,8 @@ class Trainer(contextlib.AbstractContextManager):
     """Where problems, drafter data and bandits stand, as JSON can hold it."""
     return {
       'next_step': self._next_step,
-      'next_example': self._next_problem,
+      'next_example': self._backlog.next_problem,
+      'backlog': self._backlog.get_state(),
       'bandits': self.workers.get_state(),
       'drafter': None if self.spot is None else self.spot.get_state(),
     }
@@ -146,7 +145,7 @@ class Trainer(contextlib.AbstractContextManager):
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes back there; bandits of another configuration begin anew."""
     self._next_step = state['next_step']
-    self._next_problem = state['next_example']
+    self._backlog.set_state(state['backlog'])
     try:
       self.workers.set_state(state['bandits'])
     except ValueError as error:
@@ -167,10 +166,11 @@ class Trainer(contextlib.AbstractContextManager):
       max_rounds=config.rollout.max_rounds,
     )
     answered = self.last_outcome = collected.answered.outcome
-    rollouts = collected.rollouts(step=step)
     start = time.perf_counter()
     policy, found = self._updater.update(
-      state.policy, rollouts, reference_params=self._reference_params()
+      state.policy,
+      collected.rollouts(step=step),
+      reference_params=self._reference_params(),
     )
     jax.block_until_ready(policy.params)
     update_secs = time.perf_counter() - start
@@ -184,25 +184,37 @@ class Trainer(contextlib.AbstractContextManager):
     metrics = finish.step_metrics(
       answered,
       collected.answered.scores,
-      {**found, **collected.metrics(found['used'])},
+      found | collected.metrics(found['used'], step=step),
       spot=self.spot,
       update_secs=update_secs,
       separate_secs=separate_secs,
     )
+    metrics |= self._backlog.metrics()
     finish.show(step + 1, metrics)
     return state.after(policy, drafter), metrics
 
   def _round(
-    self, state: state_lib.TltState, step: int, num_problems: int, first: int
+    self, state: state_lib.TltState, step: int, num_wanted: int
   ) -> collection.Answered:
-    """Answers the next problems; `first` answers of the step came before."""
-    numbers = np.arange(self._next_problem, self._next_problem + num_problems)
-    self._next_problem += num_problems
-    prompts = self.problems.training(numbers)
-    keys_N = self._keys(step, first + np.arange(len(prompts.texts)))
-    answered = self._answer(state, prompts, keys_N, trainer=self.spot)
+    """Answers until so many problems are complete, and keeps the others."""
+    config = self._config.rollout
+    answers = self._backlog.fill(config.num_in_flight(num_wanted), step=step)
+    prompts = self.problems.training(answers.groups)
+    answered = self._answer(
+      state,
+      prompts,
+      answers.coins_NC,
+      trainer=self.spot,
+      begun=answers,
+      num_whole=num_wanted if config.is_partial else None,
+    )
+    answers = answered.continued(answers, step=step)
+    used_N = self._backlog.use(answers, most_groups=num_wanted)
+    prompts, answered = prompts.take(used_N), answered.take(used_N)
     scores = self._score(prompts, answered)
-    return collection.Answered(prompts, answered, scores)
+    return collection.Answered(
+      prompts, answered, scores, answers.drawn_NT[used_N]
+    )
 
   def answer(
     self, state: state_lib.TltState, prompts: problems.Prompts, step: int
@@ -210,44 +222,42 @@ class Trainer(contextlib.AbstractContextManager):
     """Answers problems with the coins of a step."""
     if self.spot is not None:
       self._begin_drafter(state)
-    keys_N = self._keys(step, np.arange(len(prompts.texts)))
-    return self._answer(state, prompts, keys_N, trainer=self.spot)
+    coins_NC = backlog.coins(step, len(prompts.texts))
+    return self._answer(state, prompts, coins_NC, trainer=self.spot)
 
   def evaluate(self, state: state_lib.TltState) -> dict[str, float]:
     """The mean reward of one answer to each of some held-out problems."""
     prompts = self.problems.validation(self._config.eval_problems)
     if self.spot is not None and not self.spot.is_ready:
       self._begin_drafter(state)
-    keys_N = self._keys(2**31, np.arange(len(prompts.texts)))
-    answered = self._answer(state, prompts, keys_N, trainer=None)
+    # No step has this number.
+    coins_NC = backlog.coins(2**31, len(prompts.texts))
+    answered = self._answer(state, prompts, coins_NC, trainer=None)
     scores = self._score(prompts, answered)
     return {
       'reward': finish.mean_reward(scores),
       'unparsable': float(scores.unparsable_N.mean()),
     }
 
-  def _keys(self, step: int, numbers_N: np.ndarray) -> jax.Array:
-    """The coins of answers, by their numbers in the step."""
-    key = jax.random.fold_in(jax.random.key(self._config.seed), step)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers_N)
-
   def _answer(
     self,
     state: state_lib.TltState,
     prompts: problems.Prompts,
-    keys_N: jax.Array,
+    coins_NC: np.ndarray,
     *,
     trainer: spot_trainer.SpotTrainer | None,
+    **partial: Any,
   ) -> rollout.Outcome:
     return self.workers.run(
       state.params,
       prompts.tokens_NP,
       prompts.lengths_N,
       prompts.groups_N,
-      keys_N,
+      backlog.keys(self._config.seed, coins_NC),
       draft_params=None if self.spot is None else self.spot.published()[1],
       use_model=self.spot is None or self.spot.is_healthy,
       trainer=trainer,
+      **partial,
     )
 
   def _score(

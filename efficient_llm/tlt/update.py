@@ -127,6 +127,9 @@ class Updater:
   ) -> tuple[state_lib.TrainState, dict[str, float]]:
     """Updates the policy on the answers of a step.
 
+    Where older parameters drew some of the tokens, the loss takes its ratios to
+    the probabilities that the sampler drew with, for all of them.
+
     Args:
       state: Whose buffers are used again.
       rollouts: Without answers whose reward failed.
@@ -156,7 +159,10 @@ class Updater:
     rollouts, advantages_N = rollouts.take(used_N), advantages_N[used_N]
     old_NT = reference_NT = None
     with jax.set_mesh(self._mesh):
-      if config.num_updates > 1:
+      if rollouts.staleness.any():
+        # Older parameters drew some tokens, with these probabilities.
+        old_NT = rollouts.log_probs_NT
+      elif config.num_updates > 1:
         old_NT = self._log_probs_of(state.params, rollouts, advantages_N)
       if config.policy.kl_weight:
         reference_NT = self._log_probs_of(

@@ -13,7 +13,7 @@ from efficient_llm.data.tasks import task
 from efficient_llm.models import config as model_config
 from efficient_llm.models import sampling
 from efficient_llm.speculative import drafter_loss, drafter_program, strategy
-from efficient_llm.tlt import rollout, spot_trainer, update
+from efficient_llm.tlt import rollout_config, spot_trainer, update
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import checkpoint, loop, pretrain
 
@@ -60,7 +60,7 @@ def get_config() -> TltConfig:
         checkpoint=checkpoint.CheckpointConfig(every_steps=100),
       ),
     ),
-    rollout=rollout.RolloutConfig(
+    rollout=rollout_config.RolloutConfig(
       num_prompts=8,
       group_size=8,
       max_live=4,

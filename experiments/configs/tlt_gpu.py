@@ -17,7 +17,7 @@ from efficient_llm.data import config as data_config
 from efficient_llm.data.tasks import task
 from efficient_llm.models import presets, sampling
 from efficient_llm.speculative import drafter_loss, drafter_program, strategy
-from efficient_llm.tlt import rollout, spot_trainer, update
+from efficient_llm.tlt import rollout_config, spot_trainer, update
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import checkpoint, loop, pretrain
 
@@ -70,7 +70,7 @@ def get_config() -> TltConfig:
         checkpoint=checkpoint.CheckpointConfig(every_steps=100),
       ),
     ),
-    rollout=rollout.RolloutConfig(
+    rollout=rollout_config.RolloutConfig(
       num_prompts=8,
       group_size=8,
       max_live=64,

@@ -36,6 +36,8 @@ def _answered(
       tokens_NT=groups_N[:, None],
       lengths_N=np.ones(count, np.int32),
       log_probs_NT=np.zeros((count, 1)),
+      ended_N=np.ones(count, bool),
+      num_tokens=count,
       secs=2.0,
       worker_secs=(1.0, 2.0),
       num_passes=5,
@@ -53,17 +55,19 @@ def _answered(
       failures=('one',) if np.isnan(scores).any() else (),
       secs=1.0,
     ),
+    # Every other token comes from a step before.
+    drawn_NT=5 - np.arange(count)[:, None] % 2,
   )
 
 
 def _source(
   *kinds: list[float],
-) -> tuple[Callable[[int, int], collection.Answered], list[tuple[int, int]]]:
+) -> tuple[Callable[[int], collection.Answered], list[int]]:
   """Problems whose answers have these rewards, and what was asked for."""
   waiting, asked = collections.deque(kinds), []
 
-  def answer(num_problems: int, num_before: int) -> collection.Answered:
-    asked.append((num_problems, num_before))
+  def answer(num_problems: int) -> collection.Answered:
+    asked.append(num_problems)
     first = len(kinds) - len(waiting)
     return _answered(first, [waiting.popleft() for _ in range(num_problems)])
 
@@ -77,14 +81,16 @@ def _used(found: collection.Collected) -> list[int]:
 def test_a_single_round_keeps_all_but_failed_groups() -> None:
   answer, asked = _source(_TEACHES, _DOES_NOT, _FAILED)
   found = collection.collect(answer, num_wanted=3, max_rounds=1)
-  assert asked == [(3, 0)]
+  assert asked == [3]
   assert _used(found) == [0, 0, 1, 1]
-  assert found.metrics(0.5) == {
+  assert found.metrics(0.5, step=6) == {
     'answer_rounds': 1,
     'problems_answered': 3,
     'problems_informative': 1,
     'problems_used': 1,
     'used': pytest.approx(1 / 3),
+    'policy_staleness_mean': 1.5,
+    'policy_staleness_max': 2,
   }
 
 
@@ -93,15 +99,17 @@ def test_further_problems_replace_uninformative_and_failed_ones() -> None:
     _TEACHES, _DOES_NOT, _FAILED, _DOES_NOT, *[_TEACHES] * 4
   )
   found = collection.collect(answer, num_wanted=4, max_rounds=3)
-  assert asked == [(4, 0), (4, 8)]
+  assert asked == [4, 4]
   # Five are informative; the update is on as many as were wanted.
   assert _used(found) == [0, 0, 4, 4, 5, 5, 6, 6]
-  assert found.metrics(0.5) == {
+  assert found.metrics(0.5, step=6) == {
     'answer_rounds': 2,
     'problems_answered': 8,
     'problems_informative': 5,
     'problems_used': 4,
     'used': 0.25,
+    'policy_staleness_mean': 1.5,
+    'policy_staleness_max': 2,
   }
 
 
@@ -109,14 +117,14 @@ def test_a_further_round_is_as_large_as_experience_says() -> None:
   """Two of three were informative, so for one more two are answered."""
   answer, asked = _source(_TEACHES, _DOES_NOT, _TEACHES, _TEACHES, _TEACHES)
   found = collection.collect(answer, num_wanted=3, max_rounds=2)
-  assert asked == [(3, 0), (2, 6)]
+  assert asked == [3, 2]
   assert _used(found) == [0, 0, 2, 2, 3, 3]
 
 
 def test_no_more_rounds_than_allowed_are_answered() -> None:
   answer, asked = _source(*[_DOES_NOT] * 5, _TEACHES)
   found = collection.collect(answer, num_wanted=2, max_rounds=3)
-  assert asked == [(2, 0), (2, 4), (2, 8)]
+  assert asked == [2, 2, 2]
   assert _used(found) == [5, 5]
 
 

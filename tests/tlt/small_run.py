@@ -12,7 +12,13 @@ from efficient_llm.data import config as data_config
 from efficient_llm.data.tasks import task
 from efficient_llm.models import presets, sampling
 from efficient_llm.speculative import drafter_loss, drafter_program, strategy
-from efficient_llm.tlt import rewards, rollout, spot_trainer, train, update
+from efficient_llm.tlt import (
+  rewards,
+  rollout_config,
+  spot_trainer,
+  train,
+  update,
+)
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import checkpoint, loop, pretrain
 
@@ -45,7 +51,7 @@ def config(**changes: Any) -> TltConfig:
       loss=drafter_loss.DrafterLossConfig(num_passes=1),
       loop=loop_config(2),
     ),
-    rollout=rollout.RolloutConfig(
+    rollout=rollout_config.RolloutConfig(
       num_prompts=2,
       group_size=2,
       max_live=2,

@@ -264,6 +264,54 @@ def test_a_stopped_run_goes_on_behind_the_last_round(
     assert line['used'] * line['problems_answered'] == line['problems_used']
 
 
+def _partial(config: TltConfig, num_steps: int) -> TltConfig:
+  """Half of the problems in flight end a step; the rest goes on."""
+  return dataclasses.replace(
+    config,
+    rollout=dataclasses.replace(
+      config.rollout, speculation='off', finish_share=0.5, rounds_at_once=2
+    ),
+    reward=rewards.RewardConfig(f'{_FUNCTIONS}:is_even', num_workers=1),
+    update=dataclasses.replace(config.update, optimizer=_CONSTANT),
+    loop=small_run.loop_config(num_steps, every=1),
+  )
+
+
+def test_unfinished_answers_go_on_where_a_stopped_run_left_them(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = _begin(whole_run)
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  outcome = train.train(_partial(config, 4), workdir=whole)
+  train.train(_partial(config, 2), workdir=stopped)
+  resumed = train.train(_partial(config, 4), workdir=stopped)
+  expected = metrics.read_metrics(whole, kind='train')
+  found = metrics.read_metrics(stopped, kind='train')
+  assert expected[1]['kept_tokens'] > 0
+  for name in (
+    'rollout_tokens',
+    'kept_answers',
+    'kept_tokens',
+    'policy_staleness_mean',
+    'length_mean',
+    'problems_used',
+  ):
+    assert [x[name] for x in found] == [x[name] for x in expected]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    jax.device_get(resumed.state.params),
+    jax.device_get(outcome.state.params),
+  )
+  # Every step trains on as many problems, however old their tokens are.
+  assert [x['problems_answered'] for x in expected] == [2] * 4
+  assert expected[0]['policy_staleness_max'] == 0
+  assert expected[0]['ratio'] == 1
+  stale = [x for x in expected if x['policy_staleness_max'] > 0]
+  assert stale
+  for line in stale:
+    assert line['ratio'] != 1
+
+
 def test_rounds_for_informative_groups_leave_the_others_out() -> None:
   config = small_run.config()
   with pytest.raises(ValueError, match='drop_uninformative=True'):
