@@ -4,8 +4,11 @@ Paper:    Douillard et al. 2023, DiLoCo, arXiv:2311.08105; variants by name
 Command:  ./run.sh python -m experiments.diloco --workdir=out/diloco \
               --config=experiments/configs/diloco_cpu.py:streaming
 Hardware: two CPU cores
-Time:     TIME
-Expected: EXPECTED
+Time:     two to six minutes, beside other jobs
+Expected: validation loss in nats a byte, one seed, 819,046 tokens in all:
+          data_parallel 2.01, streaming 2.45, local_sgd 2.49, diloco 2.57,
+          eager 2.89, one island alone (a quarter of the tokens) 2.72. From
+          scratch, so small and so short, islands lose much to data-parallel
 """
 
 import dataclasses
