@@ -75,7 +75,7 @@ def send(
     The new state and metrics; islands apply it by `apply`.
 
   Source: Douillard et al. 2023, Algorithm 1, arXiv:2311.08105; with fragments
-  Douillard et al. 2025, Algorithm 2, arXiv:2501.18512.
+  Douillard et al. 2025, arXiv:2501.18512.
   """
   shared = outer.OuterState(
     setup.fragments.take(state.params, fragment),

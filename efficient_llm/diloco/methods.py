@@ -23,7 +23,7 @@ def send_eagerly(
   weighted, plus what the others gave to the average a round ago. In the first
   round, when there is none, its own update stands for all.
 
-  Source: Kale et al. 2025, Algorithm 2, arXiv:2502.12996.
+  Source: Kale et al. 2025, arXiv:2502.12996.
   """
   state, found = exchange.exchange(state, reached_M, setup=setup, fragment=0)
   total = jnp.sum(found.weights_M)
@@ -84,7 +84,7 @@ def send_in_pairs(
     partners_M: Whom each is paired with, itself where it is left over.
     setup: The method's parts.
 
-  Source: Kolehmainen et al. 2025, equations 1 to 3, arXiv:2506.10911.
+  Source: Kolehmainen et al. 2025, arXiv:2506.10911.
   """
   config = setup.config.outer
   state, found = exchange.exchange(state, reached_M, setup=setup, fragment=0)
@@ -114,7 +114,7 @@ def send_as_they_arrive(
 ) -> tuple[DilocoState, typing.Metrics]:
   """Applies updates one by one; each sender takes what then is shared.
 
-  Source: Liu et al. 2024, Algorithms 1 and 3, arXiv:2401.09135.
+  Source: Liu et al. 2024, arXiv:2401.09135.
   """
   state, found = exchange.exchange(state, reached_M, setup=setup, fragment=0)
   before = setup.fragments.take(state.params, 0)

@@ -89,7 +89,7 @@ def recommended_rate(num_islands: int) -> float:
   Args:
     num_islands: Between the published 1, 2, 4, 8 the nearest below is taken.
 
-  Source: Charles et al. 2025, section 4, arXiv:2503.09799.
+  Source: Charles et al. 2025, arXiv:2503.09799.
   """
   return _RECOMMENDED_RATES[
     max(islands for islands in _RECOMMENDED_RATES if islands <= num_islands)
@@ -154,7 +154,7 @@ def delayed_nesterov(
     momentum: beta.
     delay: N.
 
-  Source: Liu et al. 2024, Algorithm 3 with c = 0, arXiv:2401.09135.
+  Source: Liu et al. 2024 with c = 0, arXiv:2401.09135.
   """
 
   def init(params: typing.PyTree) -> DelayedNesterovState:

@@ -31,7 +31,7 @@ def _homes(count: int) -> np.ndarray:
 def _streaming(
   config: DilocoConfig,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Shared and island parameters after each step, by the paper's Algorithm 2.
+  """Shared and island parameters after each step, as published.
 
   Written anew with vectors and loops, so that it shares nothing with the code.
   """
