@@ -245,7 +245,8 @@ class SpotTrainer:
   ) -> tuple[state_lib.TrainState, typing.Metrics]:
     program = self._program(device)
     placed = jax.device_put(dict(batch), program.batch_sharding)
-    with jax.set_mesh(_mesh(device)):
+    # Whichever thread it is: another default device would compile it again.
+    with jax.default_device(device), jax.set_mesh(_mesh(device)):
       state, metrics = program.train_step(state, placed, policy)
     return state, jax.device_get(metrics)
 

@@ -214,6 +214,19 @@ def test_training_stops_within_a_step() -> None:
   assert 0 < effort.acceptance <= 1
 
 
+def test_idle_time_is_not_spent_on_compilation(
+  caplog: pytest.LogCaptureFixture,
+) -> None:
+  trainer, device = _trainer(), jax.devices()[0]
+  trainer.compile(_params(), device)
+  trainer.begin(_params())
+  trainer.data.add(np.asarray([1, 2, 3, 4, 5]))
+  with jax.log_compiles(), jax.default_device(device):
+    trainer.train_until(_Counting(2), device)
+  assert trainer.take_effort().num_steps == 2
+  assert 'Compiling' not in caplog.text
+
+
 def test_a_frozen_drafter_is_never_trained() -> None:
   trainer = _trainer(mode='frozen')
   trainer.begin(_params())
