@@ -112,7 +112,6 @@ def test_answers_that_take_several_steps_are_those_of_one(
     outcome = _run(
       speculation, num_workers, begun=begun, num_whole=min(step + 1, 3)
     )
-    assert len(begun.whole_groups) <= step
     begun = outcome.continued(begun, step=step)
     assert len(begun.whole_groups) >= min(step + 1, 3)
     # Other types would compile other programs.
@@ -123,6 +122,7 @@ def test_answers_that_take_several_steps_are_those_of_one(
   np.testing.assert_array_equal(begun.lengths_N, _plain().lengths)
   np.testing.assert_allclose(begun.log_probs_NT, _plain().log_probs, atol=1e-4)
   assert sum(steps) == begun.lengths_N.sum()
+  assert np.count_nonzero(steps) > 1
   # The steps in which tokens were drawn are known.
   mask = np.arange(16) < begun.lengths_N[:, None]
   assert np.bincount(begun.drawn_NT[mask], minlength=4).tolist() == steps
