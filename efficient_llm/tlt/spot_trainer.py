@@ -1,7 +1,6 @@
 """Trains the drafter in time that is left over, a step at a time.
 
-Workers without answers call `train_until`; it stops within one step of being
-asked.
+Workers without answers call `train_until`; asked to, it stops within a step.
 """
 
 import dataclasses
@@ -244,9 +243,9 @@ class SpotTrainer:
     device: Any,
   ) -> tuple[state_lib.TrainState, typing.Metrics]:
     program = self._program(device)
-    placed = jax.device_put(dict(batch), program.batch_sharding)
-    # Whichever thread it is: another default device would compile it again.
+    # Another default device, in another thread, would compile it again.
     with jax.default_device(device), jax.set_mesh(_mesh(device)):
+      placed = jax.device_put(dict(batch), program.batch_sharding)
       state, metrics = program.train_step(state, placed, policy)
     return state, jax.device_get(metrics)
 
