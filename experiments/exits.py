@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from efficient_llm.training import loop
+from efficient_llm.training import loop, processes
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
 
@@ -40,7 +40,7 @@ def guarded(task: Callable[[], int]) -> int:
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     return task()
-  except loop.NonFiniteError as error:
+  except (loop.NonFiniteError, processes.ProcessError) as error:
     print(f'error: {error}', file=sys.stderr)
     return FAILED
   except ValueError as error:
