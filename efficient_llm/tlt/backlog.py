@@ -233,13 +233,18 @@ def whole_groups(groups_N: np.ndarray, ended_N: np.ndarray) -> np.ndarray:
   return np.setdiff1d(groups_N, groups_N[~ended_N])
 
 
-def order(begun: Answers) -> list[int]:
+def order(begun: Answers, some: np.ndarray | None = None) -> list[int]:
   """Rows to answer: first what was begun, as it is long, then one of a group.
 
   After one answer of every group comes a second: later ones copy earlier ones.
+
+  Args:
+    begun: The answers as far as they are.
+    some: The rows to choose from; all where None.
   """
   rows = np.argsort(begun.groups_N, kind='stable')
   rows = rows[~begun.ended_N[rows]]
+  rows = rows if some is None else rows[np.isin(rows, some)]
   _, first, group_N = np.unique(
     begun.groups_N[rows], return_index=True, return_inverse=True
   )

@@ -5,6 +5,7 @@ import pathlib
 import statistics
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -85,5 +86,6 @@ def compare(
     'share_of_same_tokens': statistics.mean(same),
     'config': dataclasses.asdict(config),
   }
-  report.write_result(workdir / 'ab', result)
+  if jax.process_index() == 0:
+    report.write_result(workdir / 'ab', result)
   return result

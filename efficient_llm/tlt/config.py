@@ -10,6 +10,9 @@ from efficient_llm.tlt import update as update_lib
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import pretrain
 
+# What JAX's coordinator takes is milliseconds in 32 bits.
+_MAX_SECS = 2_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class TltConfig:
@@ -27,6 +30,8 @@ class TltConfig:
     max_prompt_tokens: Room for a prompt.
     eval_problems: Held-out problems of an evaluation, one answer to each.
     seed: Of answers and of the drafter's data.
+    process_timeout_secs: Where several processes run: how long the first to end
+      its answers, or its rewards, waits for the last before the run ends.
   """
 
   checkpoint: str | None = None
@@ -46,6 +51,7 @@ class TltConfig:
   max_prompt_tokens: int = 32
   eval_problems: int = 64
   seed: int = 0
+  process_timeout_secs: float = 3600.0
 
   def validate(self) -> None:
     """Checks every part and the rules across them."""
@@ -61,6 +67,12 @@ class TltConfig:
         f'rollout.max_rounds={self.rollout.max_rounds} looks for informative '
         'groups, so the others must be left out; set '
         'update.drop_uninformative=True.'
+      )
+    timeout = self.process_timeout_secs
+    if not 0 < timeout <= _MAX_SECS:
+      raise ValueError(
+        f'process_timeout_secs={timeout} must be above 0 and at most '
+        f'{_MAX_SECS}; an hour is 3600.'
       )
     longest = self.max_prompt_tokens + self.rollout.sampling.max_new_tokens
     if self.update.sequence_length < longest:

@@ -2,6 +2,7 @@
 
 import collections
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,13 @@ class DrafterData:
       newest = self._texts[-1]
       if len(newest) < self._max_texts and len(text) > 1:
         newest.append(text)
+
+  def replace(self, texts: Sequence[np.ndarray]) -> None:
+    """Puts all answers of this step in place of those that it saw."""
+    with self._lock:
+      self._texts[-1].clear()
+    for text in texts:
+      self.add(text)
 
   def empty_batch(self) -> data_batches.Batch:
     """A batch of the usual shape that holds nothing."""

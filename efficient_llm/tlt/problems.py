@@ -132,7 +132,7 @@ class Source:
 
 def write_worked(
   task: task_lib.Task, *, num_examples: int, folder: pathlib.Path
-) -> tuple[pathlib.Path, pathlib.Path | None]:
+) -> tuple[str, str | None]:
   """Writes worked examples for a supervised stage, once.
 
   Args:
@@ -140,15 +140,16 @@ def write_worked(
     num_examples: At most so many.
     folder: Gets examples.jsonl, and tokenizer.json where the task has words.
   Returns:
-    The text, and the tokenizer or None.
+    Paths of the text, and of the tokenizer or None.
   Raises:
     ValueError: If the task has no worked solutions.
   """
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer = None
   if task.words is not None:
-    tokenizer = folder / 'tokenizer.json'
-    strict_json.write_atomically(tokenizer, words.tokenizer_json(task.words))
+    path = folder / 'tokenizer.json'
+    strict_json.write_atomically(path, words.tokenizer_json(task.words))
+    tokenizer = str(path)
   count = num_examples
   if task.num_problems is not None:
     count = min(count, task.num_problems)
@@ -165,7 +166,7 @@ def write_worked(
     )
   path = folder / 'examples.jsonl'
   strict_json.write_atomically(path, '\n'.join(lines) + '\n')
-  return path, tokenizer
+  return str(path), tokenizer
 
 
 def _gap(prompt: str) -> str:

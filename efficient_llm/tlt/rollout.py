@@ -39,8 +39,7 @@ class Outcome:
     log_probs_NT: Under the law each token was drawn from.
     ended_N: Completions that are complete.
     num_tokens: Drawn in this step.
-    secs: Until the last answer and the drafter's training have ended, without
-      compilation.
+    secs: Until the last answer and training have ended, without compilation.
     worker_secs: Of each worker, until it found no answer left.
     num_passes: Target passes, counted for every live row.
     num_decoded: Tokens that did not come with a prompt.
@@ -155,6 +154,8 @@ class Workers:
     use_model: bool = True,
     begun: backlog.Answers | None = None,
     num_whole: int | None = None,
+    rows: np.ndarray | None = None,
+    ended: threading.Event | None = None,
   ) -> Outcome:
     """Answers every row once.
 
@@ -173,6 +174,8 @@ class Workers:
       begun: What earlier steps have left of the answers.
       num_whole: Ends when so many groups are complete, where the others stand;
         None answers all.
+      rows: Only these are answered; the others' arrays are 0.
+      ended: Set with the last answer; the drafter is trained until it is set.
     """
     if begun is None:
       coins_NC = backlog.coins(0, len(groups_N))
@@ -190,13 +193,14 @@ class Workers:
       key=key,
       draft_params=draft_params,
       use_model=use_model,
-      queue=row_queue_lib.RowQueue(backlog.order(begun)),
+      queue=row_queue_lib.RowQueue(backlog.order(begun, rows)),
       begun=continuation.Begun(begun.tokens_NT, begun.lengths_N),
       ended_N=begun.ended_N.copy(),
       num_whole=num_whole,
       pool=pool,
       trainer=trainer,
       num_busy=len(self._workers),
+      ended=threading.Event() if ended is None else ended,
     )
     for row in np.flatnonzero(begun.ended_N).tolist():
       shared.add_text(row, begun.tokens_NT[row, : begun.lengths_N[row]])
@@ -264,7 +268,6 @@ class Workers:
       # Of the same type, lest the next step compile for another one.
       return np.sum(parts, 0, dtype=parts[0].dtype)
 
-    worker_secs = tuple(end - start - compile_secs for _, end in found)
     return Outcome(
       tokens_NT=total(begun.tokens_NT, *(x.tokens for x in completions)),
       lengths_N=total(begun.lengths_N, *(x.lengths for x in completions)),
@@ -274,7 +277,7 @@ class Workers:
       ended_N=np.any([begun.ended_N, *(x.ended_N for x in generations)], 0),
       num_tokens=sum(s.num_tokens for s in stats),
       secs=secs - compile_secs,
-      worker_secs=worker_secs,
+      worker_secs=tuple(end - start - compile_secs for _, end in found),
       num_passes=sum(s.num_passes for s in stats),
       num_decoded=sum(s.num_decoded for s in stats),
       rounds_by_shape=dict(rounds),

@@ -11,7 +11,7 @@ from efficient_llm.speculative import drafter_training, target_run
 from efficient_llm.tlt import problems
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import loop as loop_lib
-from efficient_llm.training import pretrain
+from efficient_llm.training import pretrain, processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +65,16 @@ def _supervise(
   config: TltConfig, task: task_lib.Task, folder: pathlib.Path
 ) -> loop_lib.Outcome:
   """Makes a model from worked examples, as any pre-training run."""
-  path, tokenizer = problems.write_worked(
-    task, num_examples=config.num_examples, folder=folder
+  path, tokenizer = processes.on_first(
+    lambda: problems.write_worked(
+      task, num_examples=config.num_examples, folder=folder
+    )
   )
-  data = dataclasses.replace(config.supervised.data, path=str(path))
+  data = dataclasses.replace(config.supervised.data, path=path)
   model = config.supervised.model
   if tokenizer is not None:
-    data = dataclasses.replace(data, tokenizer=str(tokenizer))
-    size = tokenizer_lib.load(str(tokenizer)).vocab_size
+    data = dataclasses.replace(data, tokenizer=tokenizer)
+    size = tokenizer_lib.load(tokenizer).vocab_size
     model = dataclasses.replace(model, vocab_size=-(-size // 16) * 16)
   return pretrain.train(
     dataclasses.replace(config.supervised, data=data, model=model),

@@ -2,8 +2,9 @@
 
 A step: workers answer the step's problems (`rollout`), those that find none
 left train the drafter (`spot_trainer`), the answers are rewarded in worker
-processes (`rewards`), the policy is updated (`update`). `train` begins with
-what is missing: a model made from worked examples, a first drafter.
+processes (`rewards`), the policy is updated (`update`). Several processes share
+the answers (`hosts`). `train` begins with what is missing: a model made from
+worked examples, a first drafter.
 """
 
 import pathlib
@@ -25,6 +26,7 @@ def train(
   Raises:
     ValueError: If the configuration, the checkpoint or the task will not do.
     RewardError: If the reward function fails and the configuration says stop.
+    ProcessError: If a step failed in another process, or that one did not come.
   """
   config.validate()
   workdir = pathlib.Path(workdir).absolute()

@@ -1,8 +1,12 @@
-"""The step of a run: answer, reward, update, and what belongs to it."""
+"""The step of a run: answer, reward, update, and what belongs to it.
+
+Over 300 lines: one class, in which all parts of a step meet.
+"""
 
 import contextlib
 import dataclasses
 import functools
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +21,7 @@ from efficient_llm.tlt import (
   backlog,
   collection,
   finish,
+  hosts,
   problems,
   rewards,
   rollout,
@@ -26,7 +31,6 @@ from efficient_llm.tlt import (
 from efficient_llm.tlt import start as start_lib
 from efficient_llm.tlt import state as state_lib
 from efficient_llm.tlt.config import TltConfig
-from efficient_llm.training import state as train_state
 
 
 class Trainer(contextlib.AbstractContextManager):
@@ -69,6 +73,9 @@ class Trainer(contextlib.AbstractContextManager):
       max_prompt_tokens=config.max_prompt_tokens,
     )
     self._mesh = sharding.make_mesh(config.mesh)
+    self._hosts = hosts.Hosts(
+      self._mesh, timeout_secs=config.process_timeout_secs
+    )
     self._devices = list(self._mesh.local_devices)
     self.workers = rollout.Workers(
       config.rollout,
@@ -95,9 +102,13 @@ class Trainer(contextlib.AbstractContextManager):
         seed=config.seed,
       )
     self._reference = None
-    reward = config.reward
+    # A process that cannot start its workers must not leave the others waiting.
+    self._hosts.on_all(self._start_rewards)
+
+  def _start_rewards(self) -> None:
+    reward = self._config.reward
     if reward.function is None:
-      reward = dataclasses.replace(reward, function=start.task.reward)
+      reward = dataclasses.replace(reward, function=self._start.task.reward)
     self._rewards = rewards.RewardPool(reward)
 
   def __exit__(self, *error: object) -> None:
@@ -105,20 +116,14 @@ class Trainer(contextlib.AbstractContextManager):
 
   def init_state(self) -> state_lib.TltState:
     """The state before the first step."""
-    params = self._start_params()
     key = jax.random.key(self._config.seed)
-    policy = train_state.create(params, self._updater.optimizer, key)
+    policy = self._updater.init_state(self._start_params(), key)
     drafter = None
     if self.spot is not None:
       assert self._start.drafter_params is not None
       drafter = self.spot.init_state(self._start.drafter_params)
-    opt_state = jax.tree.map(
-      lambda x, like: jax.device_put(x, like.sharding),
-      policy.opt_state,
-      self._updater.abstract_state.opt_state,
-    )
-    policy = policy.replace(opt_state=opt_state)
-    return state_lib.TltState.of(jnp.int32(0), policy, drafter)
+    # A copy, as the update uses the policy's buffers again.
+    return state_lib.TltState.of(jnp.copy(policy.step), policy, drafter)
 
   @property
   def abstract_state(self) -> state_lib.TltState:
@@ -134,11 +139,12 @@ class Trainer(contextlib.AbstractContextManager):
 
   def get_state(self) -> dict[str, Any]:
     """Where problems, drafter data and bandits stand, as JSON can hold it."""
+    bandits = self._hosts.on_all(self.workers.get_state)
     return {
       'next_step': self._next_step,
       'next_example': self._backlog.next_problem,
       'backlog': self._backlog.get_state(),
-      'bandits': self.workers.get_state(),
+      'bandits': [bandit for found in bandits for bandit in found],
       'drafter': None if self.spot is None else self.spot.get_state(),
     }
 
@@ -146,8 +152,9 @@ class Trainer(contextlib.AbstractContextManager):
     """Goes back there; bandits of another configuration begin anew."""
     self._next_step = state['next_step']
     self._backlog.set_state(state['backlog'])
+    first = jax.process_index() * len(self._devices)
     try:
-      self.workers.set_state(state['bandits'])
+      self.workers.set_state(state['bandits'][first:])
     except ValueError as error:
       logging.warning('%s', error)
     if self.spot is not None and state['drafter'] is not None:
@@ -165,7 +172,10 @@ class Trainer(contextlib.AbstractContextManager):
       num_wanted=config.rollout.num_prompts,
       max_rounds=config.rollout.max_rounds,
     )
-    answered = self.last_outcome = collected.answered.outcome
+    answered = collected.answered.outcome
+    if self.spot is not None:
+      prompts = collected.answered.prompts
+      self._hosts.share_answers(self.spot.data, prompts, answered)
     start = time.perf_counter()
     policy, found = self._updater.update(
       state.policy,
@@ -177,10 +187,12 @@ class Trainer(contextlib.AbstractContextManager):
     drafter, separate_secs = None, 0.0
     if self.spot is not None:
       start = time.perf_counter()
-      self.spot.train_separately(policy.params, self._devices[0])
+      effort = self._finish_drafter(self.spot, policy.params)
+      answered = dataclasses.replace(answered, training=effort)
       if config.drafter.mode == 'separate':
         separate_secs = time.perf_counter() - start
       drafter = self.spot.state
+    self.last_outcome = answered
     metrics = finish.step_metrics(
       answered,
       collected.answered.scores,
@@ -248,39 +260,65 @@ class Trainer(contextlib.AbstractContextManager):
     trainer: spot_trainer.SpotTrainer | None,
     **partial: Any,
   ) -> rollout.Outcome:
-    return self.workers.run(
-      state.params,
-      prompts.tokens_NP,
-      prompts.lengths_N,
-      prompts.groups_N,
-      backlog.keys(self._config.seed, coins_NC),
-      draft_params=None if self.spot is None else self.spot.published()[1],
-      use_model=self.spot is None or self.spot.is_healthy,
-      trainer=trainer,
-      **partial,
-    )
+    params = self._hosts.whole(state.params)
+
+    def run(rows: np.ndarray, ended: threading.Event) -> rollout.Outcome:
+      return self.workers.run(
+        params,
+        prompts.tokens_NP,
+        prompts.lengths_N,
+        prompts.groups_N,
+        backlog.keys(self._config.seed, coins_NC),
+        draft_params=None if self.spot is None else self.spot.published()[1],
+        use_model=self.spot is None or self.spot.is_healthy,
+        trainer=trainer,
+        rows=rows,
+        ended=ended,
+        **partial,
+      )
+
+    return self._hosts.answer(run, prompts.groups_N)
 
   def _score(
     self, prompts: problems.Prompts, answered: rollout.Outcome
   ) -> rewards.Scores:
-    completions = [
-      self._tokenizer.decode(tokens[:length].tolist())
-      for tokens, length in zip(
-        answered.tokens_NT, answered.lengths_N, strict=True
+    def score(rows: np.ndarray) -> rewards.Scores:
+      completions = [
+        answered.tokens_NT[n, : answered.lengths_N[n]].tolist() for n in rows
+      ]
+      return self._rewards.score(
+        [prompts.texts[n] for n in rows],
+        [self._tokenizer.decode(tokens) for tokens in completions],
+        {'answer': [prompts.answers[n] for n in rows]},
       )
-    ]
-    columns = {'answer': prompts.answers}
-    return self._rewards.score(prompts.texts, completions, columns)
+
+    return self._hosts.score(score, prompts.groups_N)
 
   def _begin_drafter(self, state: state_lib.TltState) -> None:
     """Hands the state's drafter over where a run begins or goes on."""
-    assert self.spot is not None
-    assert state.drafter is not None
-    if not self.spot.is_ready:
-      self.spot.restore(state.drafter)
-      for device in self._devices:
-        self.spot.compile(state.params, device)
-    self.spot.begin(state.params)
+    spot, params = self.spot, self._hosts.whole(state.params)
+
+    def begin() -> None:
+      assert spot is not None
+      assert state.drafter is not None
+      if not spot.is_ready:
+        spot.restore(state.drafter)
+        for device in self._devices:
+          spot.compile(params, device)
+      spot.begin(params)
+
+    # In all before the clock runs in any, as it compiles.
+    self._hosts.on_all(begin)
+
+  def _finish_drafter(
+    self, spot: spot_trainer.SpotTrainer, params: typing.Params
+  ) -> spot_trainer.Effort:
+    """Trains it apart where it is not trained in idle time."""
+    if self._config.drafter.mode == 'separate':
+      params = self._hosts.whole(params)
+    return self._hosts.finish_drafter(
+      spot, lambda: spot.train_separately(params, self._devices[0])
+    )
 
   def _start_params(self) -> typing.Params:
     return self._start.target.restore_params(

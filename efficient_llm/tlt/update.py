@@ -99,7 +99,7 @@ class Updater:
       ),
       jax.random.key(0),
     )
-    shardings = state_lib.shardings(shapes, axes, mesh)
+    self._shardings = shardings = state_lib.shardings(shapes, axes, mesh)
     self.abstract_state = state_lib.abstract(shapes, shardings)
     train_step = step.make_train_step(
       policy_loss.loss_fn(model, config.policy, sampling=sampling),
@@ -115,8 +115,24 @@ class Updater:
       model, temperature=sampling.temperature
     )
     self._log_probs = jax.jit(
-      log_probs, in_shardings=(shardings.params, self._batch_sharding)
+      log_probs,
+      in_shardings=(shardings.params, self._batch_sharding),
+      out_shardings=sharding.replicated(mesh),
     )
+
+  def init_state(
+    self, params: typing.Params, key: jax.Array
+  ) -> state_lib.TrainState:
+    """The state before the first update, on all devices.
+
+    Args:
+      params: The policy's, as `abstract_state` has them.
+      key: A typed random key.
+    """
+    return jax.jit(
+      lambda params, key: state_lib.create(params, self.optimizer, key),
+      out_shardings=self._shardings,
+    )(params, key)
 
   def update(
     self,
@@ -206,9 +222,16 @@ class Updater:
     """Rows that hold something come first in every part, not in the first."""
     parts, rows = self._num_parts, self._part_rows
     order = np.arange(parts * rows).reshape(parts, rows).T.reshape(-1)
-    return jax.device_put(
-      {name: x[order] for name, x in batch.items()}, self._batch_sharding
-    )
+    return self._put({name: x[order] for name, x in batch.items()})
+
+  def _put(self, batch: typing.Batch) -> Any:
+    """Every process packs the whole batch and puts its rows on its devices."""
+    return {
+      name: jax.make_array_from_callback(
+        x.shape, self._batch_sharding, np.asarray(x).__getitem__
+      )
+      for name, x in batch.items()
+    }
 
   def _log_probs_of(
     self,
@@ -224,8 +247,7 @@ class Updater:
       if not some['loss_weights'].any():
         found.append(np.zeros(some['tokens'].shape, np.float32))
         continue
-      placed = jax.device_put(some, self._batch_sharding)
-      found.append(np.asarray(self._log_probs(params, placed)))
+      found.append(np.asarray(self._log_probs(params, self._put(some))))
     return batches.unpack(np.concatenate(found), rollouts)
 
 

@@ -41,6 +41,7 @@ def _block_maxima(x: np.ndarray, block_size: int) -> np.ndarray:
   return maxima.reshape(x.shape)
 
 
+@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(arrays, st.sampled_from(_FORMATS), st.sampled_from([2, 4]))
 def test_a_round_trip_stays_within_the_format_s_bound(
   x: np.ndarray, format: compression.Format, block_size: int

@@ -187,6 +187,7 @@ def test_other_methods_resume_to_the_same_bits_too(
 
 
 @pytest.mark.parametrize('number', [1, 3])
+@pytest.mark.slow
 def test_islands_may_change_in_number_at_a_restart(
   folder: pathlib.Path, whole: loop.Outcome, number: int
 ) -> None:

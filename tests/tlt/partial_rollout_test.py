@@ -101,7 +101,12 @@ def test_what_was_begun_comes_first_and_what_is_complete_not_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-  ('speculation', 'num_workers'), [('off', 1), ('ngram', 1), ('union', 2)]
+  ('speculation', 'num_workers'),
+  [
+    ('off', 1),
+    ('ngram', 1),
+    pytest.param('union', 2, marks=pytest.mark.slow),
+  ],
 )
 def test_answers_that_take_several_steps_are_those_of_one(
   speculation: rollout_config.Speculation, num_workers: int

@@ -92,6 +92,14 @@ def fails_on_several(prompts: list[str], completions: list[str]) -> list[float]:
   return [1.0]
 
 
+def num_characters(
+  prompts: list[str], completions: list[str], *, answer: list[str]
+) -> list[float]:
+  """Gives nearly every answer another reward."""
+  del prompts, answer
+  return [float(len(completion)) for completion in completions]
+
+
 def num_heavy_modules(
   prompts: list[str], completions: list[str]
 ) -> list[float]:

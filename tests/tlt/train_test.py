@@ -237,6 +237,7 @@ def _with_rounds(config: TltConfig, num_steps: int) -> TltConfig:
   )
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_behind_the_last_round(
   whole_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -277,6 +278,7 @@ def _partial(config: TltConfig, num_steps: int) -> TltConfig:
   )
 
 
+@pytest.mark.slow
 def test_unfinished_answers_go_on_where_a_stopped_run_left_them(
   whole_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
