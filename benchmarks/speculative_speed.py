@@ -34,7 +34,8 @@ import numpy as np
 from benchmarks import harness, hf_decoding, pass_cost, trained_pair
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.models import transformer
-from efficient_llm.speculative import drafting, engine, job, strategy
+from efficient_llm.speculative import drafting, engine, strategy
+from efficient_llm.speculative import generation as generation_lib
 
 _NUM_PROMPT, _NUM_NEW = 48, 128
 _NUM_WARM_UP = 1
@@ -73,7 +74,7 @@ def measure(
   draft_params = {'learned': pair.draft_params, 'model_free': None}
   key = jax.random.key(0)
 
-  def generate(machine: engine.Engine) -> job.Generation:
+  def generate(machine: engine.Engine) -> generation_lib.Generation:
     return machine.generate(
       pair.params,
       prompts,
@@ -89,8 +90,8 @@ def measure(
     # All but its plain decoding take one row at a time.
     modes = list(hf_decoding.MODES if batch_size == 1 else ('hf_plain',))
   secs: dict[str, list[float]] = {name: [] for name in (*arms, *modes)}
-  done: dict[str, job.Generation] = {}
-  counted, compile_secs = job.Stats(), 0.0
+  done: dict[str, generation_lib.Generation] = {}
+  counted, compile_secs = generation_lib.Stats(), 0.0
   agrees: float | None = None
   # In the first round, not counted, programs compile and the bandit tries arms.
   for index in range(-_NUM_WARM_UP, rounds):

@@ -27,12 +27,12 @@ from efficient_llm.speculative import (
   drafter_training,
   drafting,
   engine,
-  job,
   model_draft,
   self_draft,
   strategy,
   target_run,
 )
+from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.training import samples, strict_json
 from experiments import command, exits
@@ -103,7 +103,7 @@ def run(changes: dict[str, str]) -> int:
     _strategy(values.arms, copies_beside_model=is_union)
   )
 
-  def generate(drafter: state_lib.Drafter | None) -> job.Generation:
+  def generate(drafter: state_lib.Drafter | None) -> generation_lib.Generation:
     machine = engine.Engine(
       target.model,
       drafter=drafter,
@@ -236,7 +236,8 @@ def _rows(
 
 
 def summary(
-  speculative: job.Generation, plain: job.Generation | None
+  speculative: generation_lib.Generation,
+  plain: generation_lib.Generation | None,
 ) -> dict[str, Any]:
   """What speculation gained, as JSON can hold it.
 

@@ -1,9 +1,4 @@
-import json
 import math
-import os
-import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import hypothesis
@@ -15,9 +10,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from efficient_llm import sharding
 from efficient_llm.models import transformer
 from efficient_llm.typing import LogicalAxes
+from tests import simulated_devices
 from tests.models import architectures
-
-_ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _mesh(**sizes: int) -> AbstractMesh:
@@ -191,22 +185,7 @@ def test_constraints_do_nothing_outside_a_mesh() -> None:
 @pytest.fixture(scope='module')
 def eight() -> dict[str, Any]:
   """What `tests/eight_devices.py` found."""
-  run = subprocess.run(
-    [sys.executable, '-m', 'tests.eight_devices'],
-    cwd=_ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-      # Compiles in half the time.
-      '--xla_backend_optimization_level=0',
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert run.returncode == 0, run.stderr
-  return json.loads(run.stdout.splitlines()[-1])
+  return simulated_devices.run('tests.eight_devices')
 
 
 MESHES = pytest.mark.parametrize('mesh', ['fsdp4_tensor2', 'data2_fsdp4'])

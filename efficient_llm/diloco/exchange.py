@@ -124,7 +124,7 @@ def apply(state: DilocoState, *, setup: Setup, fragment: int) -> DilocoState:
     new_M = jnp.broadcast_to(x, own_M.shape)
     if mixing:
       new_M = mixing * own_M + (1 - mixing) * x
-    return jnp.where(wide(codes_M == MIX, own_M), new_M, own_M)
+    return jnp.where(outer.wide(codes_M == MIX, own_M), new_M, own_M)
 
   params = setup.fragments.put(
     state.islands.params,
@@ -150,12 +150,12 @@ def adopt(state: DilocoState, which_M: jax.Array) -> DilocoState:
   """
 
   def shared(own_M: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.where(wide(which_M, own_M), x, own_M)
+    return jnp.where(outer.wide(which_M, own_M), x, own_M)
 
   def sound(x_M: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x_M.dtype, jnp.floating):
       return x_M
-    return jnp.where(wide(which_M, x_M) & ~jnp.isfinite(x_M), 0.0, x_M)
+    return jnp.where(outer.wide(which_M, x_M) & ~jnp.isfinite(x_M), 0.0, x_M)
 
   islands = state.islands
   return state.replace(
@@ -167,7 +167,7 @@ def adopt(state: DilocoState, which_M: jax.Array) -> DilocoState:
     if state.anchors
     else {},
     residuals=jax.tree.map(
-      lambda x_M: jnp.where(wide(which_M, x_M), 0.0, x_M), state.residuals
+      lambda x_M: jnp.where(outer.wide(which_M, x_M), 0.0, x_M), state.residuals
     ),
     tokens_PM=jnp.where(which_M, 0.0, state.tokens_PM),
     adoption_PM=jnp.where(which_M, KEEP, state.adoption_PM),
@@ -235,7 +235,9 @@ def exchange(
   if owed_M is not None:
     before_M = take(state.residuals, fragment, lead=1)
     owed_M = jax.tree.map(
-      lambda new_M, old_M: jnp.where(wide(reached_M, old_M), new_M, old_M),
+      lambda new_M, old_M: jnp.where(
+        outer.wide(reached_M, old_M), new_M, old_M
+      ),
       owed_M,
       before_M,
     )
@@ -270,11 +272,6 @@ def metrics(found: Round, moved: typing.PyTree) -> typing.Metrics:
     'sent_M': found.reached_M,
     'moved': optax.tree.norm(moved),
   }
-
-
-def wide(x_M: jax.Array, like_M: jax.Array) -> jax.Array:
-  """One value per island, broadcast against stacked arrays."""
-  return x_M.reshape(-1, *(1,) * (like_M.ndim - 1))
 
 
 def _merger(config: DilocoConfig) -> outer.Merge:

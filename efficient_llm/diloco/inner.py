@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from efficient_llm import typing
+from efficient_llm.diloco import outer
 from efficient_llm.diloco.state import DilocoState
 from efficient_llm.training import state as train_state
 from efficient_llm.training import step
@@ -45,9 +46,7 @@ def mapped(
     if may_rest:
       trains_M = batch['loss_weights'].sum((1, 2)) > 0
       new = jax.tree.map(
-        lambda a_M, b_M: jnp.where(
-          trains_M.reshape(-1, *(1,) * (a_M.ndim - 1)), a_M, b_M
-        ),
+        lambda a_M, b_M: jnp.where(outer.wide(trains_M, a_M), a_M, b_M),
         new,
         islands,
       )

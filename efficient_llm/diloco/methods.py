@@ -32,7 +32,7 @@ def send_eagerly(
   mean = outer.weighted_mean(found.deltas_M, found.weights_M)
 
   def part(x_M: jax.Array) -> jax.Array:
-    share_M = exchange.wide(shares_M, x_M)
+    share_M = outer.wide(shares_M, x_M)
     return jnp.where(share_M > 0, share_M * x_M, 0.0)
 
   parts_M = jax.tree.map(part, found.deltas_M)
@@ -138,7 +138,7 @@ def send_as_they_arrive(
   anchors = setup.fragments.take(state.anchors, 0, lead=1)
   anchors = jax.tree.map(
     lambda new_M, old_M: jnp.where(
-      exchange.wide(found.reached_M, old_M), new_M, old_M
+      outer.wide(found.reached_M, old_M), new_M, old_M
     ),
     took_M,
     anchors,
@@ -170,7 +170,7 @@ def _own_steps(
   """Islands that could step go on from their own new outer parameters."""
 
   def chosen(new_M: jax.Array, old_M: jax.Array) -> jax.Array:
-    return jnp.where(exchange.wide(stepped_M, old_M), new_M, old_M)
+    return jnp.where(outer.wide(stepped_M, old_M), new_M, old_M)
 
   take, put = setup.fragments.take, setup.fragments.put
   before = take(state.params, 0)

@@ -253,6 +253,11 @@ def stacked(trees: typing.PyTree | Sequence[typing.PyTree]) -> typing.PyTree:
   return trees
 
 
+def wide(x_M: jax.Array, like_M: jax.Array) -> jax.Array:
+  """One value per island, broadcast against stacked arrays."""
+  return x_M.reshape(-1, *(1,) * (like_M.ndim - 1))
+
+
 def weighted_mean(values: typing.PyTree, weights_M: jax.Array) -> typing.PyTree:
   """Mean over the leading axis; what has no weight may be anything.
 

@@ -193,9 +193,7 @@ def geometric_median(
   arXiv:1912.13445.
   """
   values = jax.tree.map(
-    lambda x_M: jnp.where(
-      (weights_M > 0).reshape(-1, *(1,) * (x_M.ndim - 1)), x_M, 0.0
-    ),
+    lambda x_M: jnp.where(outer.wide(weights_M > 0, x_M), x_M, 0.0),
     values,
   )
   _, norms_M = _gram(values)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
 from efficient_llm.diloco import fragments as fragments_lib
+from efficient_llm.diloco import outer as outer_lib
 from efficient_llm.training import state as state_lib
 
 # Rounds in which an update sent again is still recognised.
@@ -135,7 +136,7 @@ def resize(
     return jax.tree.map(lambda x_M: x_M[donors_M], tree)
 
   def fresh(x_M: jax.Array, value: Any) -> jax.Array:
-    return jnp.where(is_new_M.reshape(-1, *(1,) * (x_M.ndim - 1)), value, x_M)
+    return jnp.where(outer_lib.wide(is_new_M, x_M), value, x_M)
 
   islands = of_donor(state.islands)
   key = jax.random.wrap_key_data(state.islands.key[0])

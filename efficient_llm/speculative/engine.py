@@ -23,6 +23,7 @@ from efficient_llm.speculative import (
   row_queue,
   strategy,
 )
+from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.typing import Array, Params
 
@@ -86,12 +87,12 @@ class Engine:
     *,
     draft_params: Any = None,
     groups_N: Array | np.ndarray | None = None,
-    refresh: job.Refresh | None = None,
-    finished: job.Finished | None = None,
+    refresh: generation_lib.Refresh | None = None,
+    finished: generation_lib.Finished | None = None,
     queue: row_queue.RowQueue | None = None,
     begun: continuation.Begun | None = None,
-    stop: job.Stop | None = None,
-  ) -> job.Generation:
+    stop: generation_lib.Stop | None = None,
+  ) -> generation_lib.Generation:
     """Completes prompts; row n draws with the coins of row n.
 
     Args:

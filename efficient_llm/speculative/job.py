@@ -1,6 +1,6 @@
 """The host's side of a generation: who is in the batch, and who has ended.
 
-Over 300 lines: one class, and what it is given or gives back.
+Over 300 lines: one class, whose methods share the batch.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from efficient_llm.models import decoding
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.speculative import (
   continuation,
+  generation,
   prefill,
   prefixes,
   programs,
@@ -26,90 +27,6 @@ from efficient_llm.speculative import (
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array, Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Refreshed:
-  """What a drafter reads from now on; None goes on with the old.
-
-  Attributes:
-    draft_params: Of a draft model, which then reads all rows again.
-    texts: For drafters that copy, as keywords of `ngram.draft`, always of the
-      same shapes.
-  """
-
-  draft_params: Any | None = None
-  texts: Any | None = None
-
-
-# Called between stretches.
-Refresh = Callable[[], Refreshed | None]
-# Called with a row and its completion as soon as it has ended.
-Finished = Callable[[int, np.ndarray], None]
-# Asked between stretches whether to leave what is unfinished.
-Stop = Callable[[], bool]
-
-
-@dataclasses.dataclass
-class Stats:
-  """What a generation took.
-
-  Attributes:
-    num_tokens: New tokens.
-    num_decoded: Those that did not come with the prompt.
-    num_passes: Target passes, counted for every live row.
-    secs: Of wall time, without compilation.
-    compile_secs: Of compilation.
-    prefill_secs: Part of `secs` that read prompts and drew first tokens.
-    num_prompts_read: Fewer than the rows where these shared prompts.
-    saved_secs: Estimated: what the tokens of speculative rounds would have
-      taken at the speed that rounds without speculation had.
-    rounds_by_shape: Rounds that each draft shape ran.
-    rounds_by_size: Rounds of batches of each size, empty places included.
-    num_programs: Compiled programs the engine holds.
-  """
-
-  num_tokens: int = 0
-  num_decoded: int = 0
-  num_passes: int = 0
-  secs: float = 0.0
-  compile_secs: float = 0.0
-  prefill_secs: float = 0.0
-  num_prompts_read: int = 0
-  saved_secs: float = 0.0
-  rounds_by_shape: dict[tree_lib.DraftShape, int] = dataclasses.field(
-    default_factory=dict
-  )
-  rounds_by_size: dict[int, int] = dataclasses.field(default_factory=dict)
-  num_programs: int = 0
-
-  @property
-  def acceptance_length(self) -> float:
-    """New tokens per target pass and row; 1 without speculation.
-
-    The first token of a row came with its prompt and does not count.
-    """
-    return self.num_decoded / max(1, self.num_passes)
-
-  @property
-  def tokens_per_sec(self) -> float:
-    return self.num_tokens / max(1e-9, self.secs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-  """Completions in the order of the prompts, and what they took.
-
-  Attributes:
-    completion: The tokens of this call, at their places: what was begun before
-      is 0, as are rows that others completed.
-    stats: What they took.
-    ended_N: Rows that are complete.
-  """
-
-  completion: sampling_lib.Completion
-  stats: Stats
-  ended_N: np.ndarray
 
 
 @dataclasses.dataclass
@@ -138,16 +55,16 @@ class Job:
   lengths_N: np.ndarray
   keys_N: Array
   groups_N: np.ndarray | None
-  refresh: Refresh | None
-  finished: Finished | None
-  stop: Stop | None
+  refresh: generation.Refresh | None
+  finished: generation.Finished | None
+  stop: generation.Stop | None
   begun: continuation.Begun
   waiting: row_queue.RowQueue
   state: state_lib.State = dataclasses.field(init=False)
 
-  def run(self) -> Generation:
+  def run(self) -> generation.Generation:
     num_rows, num_new = len(self.lengths_N), self.plan.sampling.max_new_tokens
-    self.stats = Stats()
+    self.stats = generation.Stats()
     self.tokens_NT = np.zeros((num_rows, num_new), np.int32)
     self.log_probs_NT = np.zeros((num_rows, num_new), np.float32)
     self.num_new_N = np.zeros(num_rows, np.int32)
@@ -190,7 +107,7 @@ class Job:
     self.stats.num_decoded = self.stats.num_tokens - int(
       np.count_nonzero(self.num_new_N)
     )
-    return Generation(
+    return generation.Generation(
       sampling_lib.Completion(
         tokens=jnp.asarray(self.tokens_NT),
         lengths=jnp.asarray(self.num_new_N),

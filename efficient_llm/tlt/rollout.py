@@ -17,7 +17,8 @@ import numpy as np
 
 from efficient_llm import typing
 from efficient_llm.models import transformer
-from efficient_llm.speculative import continuation, engine, job
+from efficient_llm.speculative import continuation, engine
+from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import row_queue as row_queue_lib
 from efficient_llm.speculative import strategy as strategy_lib
 from efficient_llm.tlt import (
@@ -46,7 +47,7 @@ class Outcome:
     rounds_by_shape: Rounds that each draft shape ran, by name.
     rounds_by_size: Rounds of batches of each size.
     compile_secs: Of the worker that compiled longest.
-    saved_secs: Of all workers, estimated; see `job.Stats`.
+    saved_secs: Of all workers, estimated; see `generation_lib.Stats`.
     training: What the spot trainer did meanwhile.
   """
 
@@ -205,7 +206,7 @@ class Workers:
     for row in np.flatnonzero(begun.ended_N).tolist():
       shared.add_text(row, begun.tokens_NT[row, : begun.lengths_N[row]])
     shared.check_enough()
-    found: dict[int, tuple[job.Generation, float]] = {}
+    found: dict[int, tuple[generation_lib.Generation, float]] = {}
     start = time.perf_counter()
 
     def work(index: int) -> None:
@@ -245,7 +246,7 @@ class Workers:
 
   def _collect(
     self,
-    found: list[tuple[job.Generation, float]],
+    found: list[tuple[generation_lib.Generation, float]],
     *,
     begun: backlog.Answers,
     start: float,

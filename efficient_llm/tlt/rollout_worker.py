@@ -15,11 +15,11 @@ from efficient_llm.speculative import (
   continuation,
   drafting,
   engine,
-  job,
   model_draft,
   row_queue,
   strategy,
 )
+from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.tlt import backlog, rollout_config, spot_trainer, texts
 
@@ -113,7 +113,7 @@ class Worker:
   speculation: rollout_config.Speculation
   sampling: sampling_lib.SamplingConfig
 
-  def answer(self, shared: Shared) -> tuple[job.Generation, float]:
+  def answer(self, shared: Shared) -> tuple[generation_lib.Generation, float]:
     """Answers until none is left, then trains the drafter till the end."""
     if not shared.use_model:
       self.chooser.leave_out_model()
@@ -154,7 +154,9 @@ class Worker:
       },
     }[self.speculation]()
 
-  def _refresh(self, shared: Shared, place: Any) -> job.Refresh | None:
+  def _refresh(
+    self, shared: Shared, place: Any
+  ) -> generation_lib.Refresh | None:
     """What a worker asks between stretches: newer texts, a newer drafter."""
     copies = self.speculation in ('ngram', 'union')
     learns = self.speculation in ('learned', 'union')
@@ -163,7 +165,7 @@ class Worker:
       return None
     seen = [0, 0 if trainer is None else trainer.version]
 
-    def refresh() -> job.Refreshed | None:
+    def refresh() -> generation_lib.Refreshed | None:
       newer_texts = newer_drafter = None
       if trainer is not None and not trainer.is_healthy:
         self.chooser.leave_out_model()
@@ -180,6 +182,8 @@ class Worker:
           }
       if newer_texts is None and newer_drafter is None:
         return None
-      return job.Refreshed(draft_params=newer_drafter, texts=newer_texts)
+      return generation_lib.Refreshed(
+        draft_params=newer_drafter, texts=newer_texts
+      )
 
     return refresh

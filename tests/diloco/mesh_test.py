@@ -1,37 +1,18 @@
 """Tests of islands on several devices: same numbers, and what crosses them."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-_ROOT = pathlib.Path(__file__).parents[2]
+from tests import simulated_devices
+
 _FORMATS = pytest.mark.parametrize('format', ['float32', 'int4'])
 
 
 @pytest.fixture(scope='module')
 def eight() -> dict[str, Any]:
   """What `tests/diloco/eight_devices.py` found."""
-  run = subprocess.run(
-    [sys.executable, '-m', 'tests.diloco.eight_devices'],
-    cwd=_ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-      # Compiles in half the time.
-      '--xla_backend_optimization_level=0',
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert run.returncode == 0, run.stderr
-  return json.loads(run.stdout.splitlines()[-1])
+  return simulated_devices.run('tests.diloco.eight_devices')
 
 
 @_FORMATS

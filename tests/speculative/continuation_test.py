@@ -15,10 +15,10 @@ from efficient_llm.speculative import (
   drafter,
   drafting,
   engine,
-  job,
   row_queue,
   strategy,
 )
+from efficient_llm.speculative import generation as generation_lib
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -41,7 +41,7 @@ def _params() -> Any:
 
 def _generate(
   speculation: str, params: Any, *, arms: str = '3_1_4', **options: Any
-) -> job.Generation:
+) -> generation_lib.Generation:
   learned = drafter.init(_CONFIG, jax.random.key(1), _params())
   made, draft_params = {
     'off': (None, None),
@@ -75,19 +75,19 @@ def _plain() -> sampling.Completion:
   )
 
 
-def _after(num_stretches: int) -> job.Stop:
+def _after(num_stretches: int) -> generation_lib.Stop:
   counter = itertools.count()
   return lambda: next(counter) >= num_stretches
 
 
-def _begun(generation: job.Generation) -> continuation.Begun:
+def _begun(generation: generation_lib.Generation) -> continuation.Begun:
   completion = generation.completion
   return continuation.Begun(
     np.asarray(completion.tokens), np.asarray(completion.lengths)
   )
 
 
-def _unfinished(generation: job.Generation) -> row_queue.RowQueue:
+def _unfinished(generation: generation_lib.Generation) -> row_queue.RowQueue:
   return row_queue.RowQueue(np.flatnonzero(~generation.ended_N).tolist())
 
 

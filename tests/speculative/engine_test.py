@@ -19,7 +19,6 @@ from efficient_llm.speculative import (
   drafting,
   engine,
   expansion,
-  job,
   model_draft,
   prefill,
   rounds,
@@ -27,6 +26,7 @@ from efficient_llm.speculative import (
   self_draft,
   strategy,
 )
+from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 
@@ -279,8 +279,8 @@ def test_a_draft_model_rests_while_text_is_copied() -> None:
 
 
 def _refreshing(
-  kind: str, refreshed: job.Refreshed, **options: Any
-) -> tuple[job.Generation, list[int]]:
+  kind: str, refreshed: generation_lib.Refreshed, **options: Any
+) -> tuple[generation_lib.Generation, list[int]]:
   """Refreshes once, and tells which rows ended in what order."""
   plan, draft_params = _drafter_of(kind)
   tokens, lengths = _prompts()
@@ -304,7 +304,9 @@ def _refreshing(
 
 def test_a_drafter_is_swapped_midway() -> None:
   other = drafter.init(_CONFIG, jax.random.key(6), _params())
-  found, ended = _refreshing('learned', job.Refreshed(draft_params=other))
+  found, ended = _refreshing(
+    'learned', generation_lib.Refreshed(draft_params=other)
+  )
   _assert_same(found.completion, _plain('sampled'))
   assert sorted(ended) == [0, 1, 2, 3, 4]
 
@@ -322,9 +324,11 @@ def test_texts_that_arrive_midway_are_copied() -> None:
     'extra_group_ids_R': np.arange(5, dtype=np.int32),
   }
   apart = {'groups_N': np.arange(5)}
-  found, _ = _refreshing('model_free', job.Refreshed(texts=whole), **apart)
+  found, _ = _refreshing(
+    'model_free', generation_lib.Refreshed(texts=whole), **apart
+  )
   _assert_same(found.completion, plain)
-  nothing, _ = _refreshing('model_free', job.Refreshed(), **apart)
+  nothing, _ = _refreshing('model_free', generation_lib.Refreshed(), **apart)
   assert found.stats.num_passes < 0.7 * nothing.stats.num_passes
 
 

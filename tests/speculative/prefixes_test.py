@@ -13,11 +13,11 @@ from efficient_llm.speculative import (
   drafter,
   drafting,
   engine,
-  job,
   prefixes,
   programs,
   strategy,
 )
+from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
@@ -57,7 +57,7 @@ def _engine(speculation: str, **options: Any) -> tuple[engine.Engine, Any]:
 
 def _generate(
   machine: engine.Engine, draft_params: Any, **options: Any
-) -> job.Generation:
+) -> generation_lib.Generation:
   return machine.generate(
     _params(),
     _PROMPTS,
@@ -109,7 +109,9 @@ def test_another_call_compiles_nothing() -> None:
 def test_a_new_drafter_reads_the_prompts_again() -> None:
   machine, draft_params = _engine('union', max_kept_prompts=3)
   other = drafter.init(_CONFIG, jax.random.key(6), _params())
-  newer = job.Refreshed(draft_params={**draft_params, 'learned': other})
+  newer = generation_lib.Refreshed(
+    draft_params={**draft_params, 'learned': other}
+  )
   found = _generate(machine, draft_params, refresh=lambda: newer)
   np.testing.assert_array_equal(found.completion.tokens, _plain().tokens)
   assert found.stats.num_prompts_read > 3

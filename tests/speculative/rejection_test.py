@@ -14,7 +14,6 @@ from efficient_llm.speculative import (
   drafter,
   drafting,
   engine,
-  job,
   model_draft,
   prefill,
   rejection,
@@ -22,6 +21,7 @@ from efficient_llm.speculative import (
   self_draft,
   strategy,
 )
+from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
 from efficient_llm.typing import Array
@@ -64,7 +64,7 @@ def _drafter_of(kind: str) -> tuple[state_lib.Drafter, Any]:
 
 def _generate(
   kind: str, name: str, arm: str = '3_1_4s', **options: Any
-) -> tuple[np.ndarray, np.ndarray, job.Generation]:
+) -> tuple[np.ndarray, np.ndarray, generation_lib.Generation]:
   plan, draft_params = _drafter_of(kind)
   prompts = jax.random.randint(jax.random.key(1), (5, 9), 0, 13)
   lengths = np.asarray([9, 1, 4, 7, 2], np.int32)

@@ -1,0 +1,35 @@
+"""Runs a program of the tests on eight simulated devices."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(module: str) -> dict[str, Any]:
+  """What a module says in its last line, as JSON.
+
+  Args:
+    module: A program of its own, as the number of simulated devices is fixed
+      before jax starts.
+  """
+  found = subprocess.run(
+    [sys.executable, '-m', module],
+    cwd=_ROOT,
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+      # Compiles in half the time.
+      '--xla_backend_optimization_level=0',
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert found.returncode == 0, found.stderr
+  return json.loads(found.stdout.splitlines()[-1])
