@@ -22,6 +22,7 @@ For each batch size:
 
 import argparse
 import importlib.util
+import os
 import pathlib
 import statistics
 import sys
@@ -85,10 +86,13 @@ def measure(
     )
 
   arms = {'plain': plain, 'speculative': speculative}
-  modes = []
+  modes: list[str] = []
   if peer is not None and not temperature:
     # All but its plain decoding take one row at a time.
     modes = list(hf_decoding.MODES if batch_size == 1 else ('hf_plain',))
+  # Of the peer's modes, whichever the round that is not counted found faster:
+  # one thread for each core, or one.
+  num_threads: dict[str, int] = {}
   secs: dict[str, list[float]] = {name: [] for name in (*arms, *modes)}
   done: dict[str, generation_lib.Generation] = {}
   counted, compile_secs = generation_lib.Stats(), 0.0
@@ -106,11 +110,24 @@ def measure(
       elif peer is not None:
         # An OpenMP team or a pool of the arm before may still be spinning.
         time.sleep(0.2)
+        if index < 0:
+          num_threads[name] = _fastest_threads(
+            peer, name, prompts, batch_size=batch_size
+          )
+        threads = num_threads[name]
         peer.decode(
-          name, prompts[:batch_size], batch_size=batch_size, num_new=8
+          name,
+          prompts[:batch_size],
+          batch_size=batch_size,
+          num_new=8,
+          num_threads=threads,
         )
         spent, tokens = peer.decode(
-          name, prompts, batch_size=batch_size, num_new=_NUM_NEW
+          name,
+          prompts,
+          batch_size=batch_size,
+          num_new=_NUM_NEW,
+          num_threads=threads,
         )
         time.sleep(0.2)
         if name == 'hf_plain' and 'plain' in done:
@@ -176,9 +193,34 @@ def measure(
       'hf_plain_tps': tps['hf_plain'],
       'hf_best_tps': max(tps[mode] for mode in modes),
       'hf_tps': {mode: tps[mode] for mode in modes},
+      'hf_num_threads': num_threads,
       'rows_as_hf': agrees,
     }
   return row
+
+
+def _fastest_threads(
+  peer: hf_decoding.Peer,
+  mode: str,
+  prompts_NP: np.ndarray,
+  *,
+  batch_size: int,
+) -> int:
+  """Number of threads with which the peer is faster."""
+  secs: dict[int, float] = {}
+  for threads in (1, os.cpu_count() or 1):
+    # Of two, as the first call of a size prepares it.
+    secs[threads] = min(
+      peer.decode(
+        mode,
+        prompts_NP[: 2 * batch_size],
+        batch_size=batch_size,
+        num_new=_NUM_NEW,
+        num_threads=threads,
+      )[0]
+      for _ in range(2)
+    )
+  return min(secs, key=secs.__getitem__)
 
 
 def _peer(

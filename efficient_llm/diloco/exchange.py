@@ -253,9 +253,19 @@ def gather(tree_M: typing.PyTree) -> typing.PyTree:
 
   def one(x_M: jax.Array) -> jax.Array:
     inside = (PartitionSpec.UNCONSTRAINED,) * (x_M.ndim - 1)
-    return jax.lax.with_sharding_constraint(x_M, PartitionSpec(None, *inside))
+    spec = PartitionSpec(None, *inside)
+    if not _is_half(x_M.dtype):
+      return jax.lax.with_sharding_constraint(x_M, spec)
+    # As integers, since XLA sends half floats in full width on CPUs.
+    bits_M = jax.lax.bitcast_convert_type(x_M, jnp.uint16)
+    bits_M = jax.lax.with_sharding_constraint(bits_M, spec)
+    return jax.lax.bitcast_convert_type(bits_M, x_M.dtype)
 
   return jax.tree.map(one, tree_M)
+
+
+def _is_half(dtype: jnp.dtype) -> bool:
+  return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 2
 
 
 def metrics(found: Round, moved: typing.PyTree) -> typing.Metrics:

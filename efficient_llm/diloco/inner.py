@@ -1,5 +1,6 @@
 """The inner step of all islands: the train step of plain training, mapped."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,10 @@ from efficient_llm.training import step
 InnerStep = Callable[..., tuple[Any, ...]]
 
 
-def mapped(
+def make(
   train_step: step.TrainStep,
   *,
+  num_islands: int,
   shardings: DilocoState,
   batch_sharding: NamedSharding,
   may_rest: bool,
@@ -29,12 +31,16 @@ def mapped(
 
   Args:
     train_step: (state, batch) -> (state, metrics) of one island.
+    num_islands: How many there are.
     shardings: Of the whole state.
     batch_sharding: Of a batch [M, B, T].
     may_rest: Whether an island whose batch has no weight stays as it is.
   """
   each = NamedSharding(batch_sharding.mesh, PartitionSpec('island'))
-  step_all = jax.vmap(train_step, spmd_axis_name='island')
+  if num_islands == 1:
+    step_all = functools.partial(_alone, train_step)
+  else:
+    step_all = jax.vmap(train_step, spmd_axis_name='island')
 
   def inner_step(
     number: jax.Array,
@@ -63,59 +69,22 @@ def mapped(
   )
 
 
-def alone(
-  train_step: step.TrainStep,
-  *,
-  shardings: DilocoState,
-  batch_sharding: NamedSharding,
-  may_rest: bool,
-) -> InnerStep:
-  """The program of plain training, and the island axis off and on around it.
+def _alone(
+  train_step: step.TrainStep, islands: train_state.TrainState, batch: Any
+) -> tuple[Any, Any]:
+  """The step of plain training, rounded as there.
 
-  With the axis inside, the compiler rounds a few updates otherwise. The price
-  is a second copy of the state for a moment.
-
-  Args:
-    train_step: As for `mapped`.
-    shardings: As for `mapped`.
-    batch_sharding: As for `mapped`.
-    may_rest: As for `mapped`.
+  It stands in a loop of one turn, or else the compiler takes the axis into it
+  and rounds some updates otherwise.
   """
-  if may_rest:
-    return mapped(
-      train_step,
-      shardings=shardings,
-      batch_sharding=batch_sharding,
-      may_rest=True,
-    )
+  state, rows = jax.tree.map(lambda x: x[0], (islands, dict(batch)))
+  _, shapes = jax.eval_shape(train_step, state, rows)
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  # A number of turns that the compiler cannot know.
+  turns = 1 + jnp.minimum(state.step, 0)
 
-  def without(where: NamedSharding) -> NamedSharding:
-    return NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+  def turn(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+    return train_step(carry[0], rows)
 
-  own = jax.tree.map(without, shardings.islands)
-  rows = without(batch_sharding)
-  off = jax.jit(
-    lambda tree: jax.tree.map(lambda x: x[0], tree), out_shardings=(own, rows)
-  )
-  kept = (shardings.step, shardings.islands, shardings.tokens_PM)
-  each = NamedSharding(batch_sharding.mesh, PartitionSpec('island'))
-  plain = step.jit_train_step(train_step, own, rows)
-
-  def on(number: Any, tokens_PM: Any, state: Any, metrics: Any) -> Any:
-    islands, metrics = jax.tree.map(lambda x: x[None], (state, metrics))
-    counted_M = jnp.where(metrics['finite'], metrics['tokens'], 0.0)
-    return number + 1, islands, tokens_PM + counted_M, metrics
-
-  jit_on = jax.jit(on, out_shardings=(*kept, each))
-
-  def inner_step(
-    number: jax.Array,
-    islands: train_state.TrainState,
-    tokens_PM: jax.Array,
-    batch: typing.Batch,
-  ) -> tuple[Any, ...]:
-    state, row = off((islands, dict(batch)))
-    jax.tree.map(lambda x: x.delete(), islands)
-    return jit_on(number, tokens_PM, *plain(state, row))
-
-  return inner_step
+  new = jax.lax.fori_loop(0, turns, turn, (state, nothing))
+  return jax.tree.map(lambda x: x[None], new)

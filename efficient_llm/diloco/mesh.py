@@ -42,6 +42,8 @@ class Program:
     outer_step: (state, event) -> (state, metrics or None), donating the state.
     eval_step: (params, batch) -> Loss.
     init_state: Makes the state of step 0, already sharded.
+    started: (state, params) -> state of step 0 that starts from these, donating
+      the state.
     abstract_state: Shapes, dtypes and shardings of the state, for a number of
       islands.
     resized: Makes a state that of this run's number of islands.
@@ -56,6 +58,7 @@ class Program:
   outer_step: Callable[..., tuple[DilocoState, typing.Metrics | None]]
   eval_step: step.EvalStep
   init_state: Callable[[], DilocoState]
+  started: Callable[[DilocoState, typing.Params], DilocoState]
   abstract_state: Callable[[int], DilocoState]
   resized: Callable[[DilocoState], DilocoState]
   abstract_batch: Mapping[str, jax.ShapeDtypeStruct]
@@ -112,7 +115,8 @@ def build(config: DilocoConfig, mesh: Mesh) -> Program:
   )
   rows = batch_layout.abstract_batch(config.data, batch_sharding)
   make_inner = functools.partial(
-    inner.alone if config.islands == 1 else inner.mapped,
+    inner.make,
+    num_islands=config.islands,
     shardings=shardings,
     batch_sharding=batch_sharding,
     may_rest=Schedule(config).may_rest,
@@ -128,6 +132,9 @@ def build(config: DilocoConfig, mesh: Mesh) -> Program:
       parts.eval_loss, shardings.params, eval_sharding
     ),
     init_state=lambda: init(jax.random.key(config.seed)),
+    started=jax.jit(
+      state_lib.started, donate_argnums=0, out_shardings=shardings
+    ),
     abstract_state=abstract_state,
     resized=functools.partial(_resized, config=config, shardings=shardings),
     abstract_batch={

@@ -114,6 +114,17 @@ def create(
   )
 
 
+def started(state: DilocoState, params: typing.Params) -> DilocoState:
+  """The state before the first step, of islands that start from these."""
+  num_islands = state.tokens_PM.shape[1]
+  stacked = stack(params, num_islands)
+  return state.replace(
+    params=params,
+    islands=state.islands.replace(params=stacked),
+    anchors=stacked if state.anchors else {},
+  )
+
+
 def resize(
   state: DilocoState, *, num_islands: int, has_own_outer: bool
 ) -> DilocoState:

@@ -105,7 +105,7 @@ def train(
         ),
         read=stepper.read,
       ),
-      make_state=program.init_state,
+      make_state=functools.partial(first_state, config, program),
       abstract_state=program.abstract_state(saved_islands(config, workdir)),
       workdir=workdir,
     )
@@ -123,6 +123,31 @@ def train(
         more=[*_sections(config, workdir)],
       )
   return outcome
+
+
+def first_state(config: DilocoConfig, program: mesh_lib.Program) -> DilocoState:
+  """State of step 0, from another run's parameters where one is named.
+
+  Args:
+    config: The run.
+    program: Its compiled functions.
+
+  Raises:
+    ValueError: If there are none, or they are of another model.
+  """
+  state = program.init_state()
+  if not config.start:
+    return state
+  wanted = program.abstract_state(config.islands).params
+  try:
+    params = saved_run.restore_params(
+      pathlib.Path(config.start) / 'checkpoints', wanted
+    )
+  except (step_folders.CheckpointError, OSError) as error:
+    raise ValueError(
+      f'start={config.start!r} must be the folder of a run: {error}'
+    ) from error
+  return program.started(state, params)
 
 
 class Stepper:

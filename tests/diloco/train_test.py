@@ -84,6 +84,29 @@ def test_one_island_averaged_is_plain_training_to_the_last_bit(
   assert ours.num_tokens == plain.num_tokens
 
 
+def test_islands_start_from_another_run(folder: pathlib.Path) -> None:
+  plain = pretrain.train(
+    tiny.config(folder / 'text.txt', cache_dir=folder / 'cache'),
+    workdir=folder / 'start',
+  )
+  config = _config(folder, start=str(folder / 'start'), method='eager')
+  program = mesh.build(config, sharding.make_mesh(config.mesh))
+  state = train.first_state(config, program)
+  _assert_same(state.params, plain.state.params)
+  for of_islands in (state.islands.params, state.anchors):
+    for m in range(2):
+      own = jax.tree.map(lambda x, m=m: x[m], of_islands)
+      _assert_same(own, plain.state.params)
+  moments = jax.tree.leaves(state.islands.opt_state)
+  assert not any(np.asarray(x).any() for x in moments)
+
+
+def test_a_start_that_is_none_is_refused(folder: pathlib.Path) -> None:
+  config = _config(folder, start=str(folder / 'nowhere'))
+  with pytest.raises(ValueError, match='must be the folder of a run'):
+    train.train(config, workdir=folder / 'never')
+
+
 def test_sgd_averaged_at_every_step_is_data_parallel(
   folder: pathlib.Path,
 ) -> None:

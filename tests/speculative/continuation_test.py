@@ -93,7 +93,11 @@ def _unfinished(generation: generation_lib.Generation) -> row_queue.RowQueue:
 
 @pytest.mark.parametrize(
   ('speculation', 'arms'),
-  [('off', '3_1_4'), ('ngram', '3_2_6'), ('union', '3_1_4')],
+  [
+    ('off', '3_1_4'),
+    ('ngram', '3_2_6'),
+    pytest.param('union', '3_1_4', marks=pytest.mark.slow),
+  ],
 )
 def test_going_on_changes_nothing_that_is_drawn(
   speculation: str, arms: str

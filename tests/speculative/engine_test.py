@@ -158,7 +158,6 @@ _QUICK = {
   ('model_free', 'chain', 'greedy'),
   ('model_free', 'tree', 'truncated'),
   ('learned', 'chain', 'stopped'),
-  ('learned', 'tree', 'sampled'),
   ('learned', 'early', 'greedy'),
   ('random', 'tree', 'greedy'),
 }
@@ -179,7 +178,13 @@ def test_speculation_says_what_plain_decoding_says(
 
 
 @pytest.mark.parametrize(
-  'kind', ['constant', 'not_a_number', 'broken', 'union']
+  'kind',
+  [
+    'constant',
+    'not_a_number',
+    'broken',
+    pytest.param('union', marks=pytest.mark.slow),
+  ],
 )
 def test_a_useless_drafter_changes_nothing_but_the_speed(kind: str) -> None:
   found = _generate(kind, _fixed(_SHAPES['tree']), 'sampled')

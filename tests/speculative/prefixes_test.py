@@ -83,7 +83,10 @@ def _plain() -> sampling.Completion:
   )
 
 
-@pytest.mark.parametrize('speculation', ['off', 'ngram', 'union'])
+@pytest.mark.parametrize(
+  'speculation',
+  ['off', 'ngram', pytest.param('union', marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(('max_kept', 'num_read'), [(3, 3), (0, None)])
 def test_shared_prompts_change_nothing_that_is_drawn(
   speculation: str, max_kept: int, num_read: int | None

@@ -105,7 +105,7 @@ def test_at_temperature_zero_it_says_what_plain_decoding_says(
   ('kind', 'name'),
   [
     ('learned', 'stopped'),
-    ('union', 'truncated'),
+    pytest.param('union', 'truncated', marks=pytest.mark.slow),
     pytest.param('not_a_number', 'truncated', marks=pytest.mark.slow),
   ],
 )
@@ -199,6 +199,7 @@ def _law(
   return texts, probs
 
 
+@pytest.mark.slow
 def test_draws_are_accepted_more_often_than_the_likeliest_token() -> None:
   """With the target as drafter, all but rounding is accepted."""
   sampled = _generate('itself', 'truncated')[2]

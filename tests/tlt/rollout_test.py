@@ -270,7 +270,9 @@ def test_long_answers_of_the_step_before_are_learnt_from() -> None:
   assert set(np.unique(batch['tokens'][batch['segment_ids'] > 0])) == {9}
 
 
-@pytest.mark.parametrize('speculation', ['learned', 'union'])
+@pytest.mark.parametrize(
+  'speculation', ['learned', pytest.param('union', marks=pytest.mark.slow)]
+)
 def test_answers_need_no_sound_drafter(
   speculation: rollout_config.Speculation,
 ) -> None:
