@@ -9,6 +9,8 @@ batch), four times the updates, and islands with each variant. An interrupted
 benchmark goes on where it was. The constants were chosen on another start and
 another order of the text (`--seed=1`), so no arm is tuned on what it shows.
 
+Over 300 lines: the arms, which are the table, beside what runs them.
+
 For each arm:
   val_loss                    nats a byte on held-out text of the same parts
   ood_loss                    on English documentation, never trained on
@@ -23,8 +25,6 @@ At the top level, with AdamW inside where not said otherwise:
   streaming_int4_ratio        streaming and int4 to plain islands, same period
   ood_ratio                   plain islands to data-parallel, other text
   streaming_int4_reduction    bytes
-
-Over 300 lines: the arms, which are the table, beside what runs them.
 """
 
 import argparse

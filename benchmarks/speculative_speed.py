@@ -22,7 +22,6 @@ For each batch size:
 
 import argparse
 import importlib.util
-import os
 import pathlib
 import statistics
 import sys
@@ -111,8 +110,11 @@ def measure(
         # An OpenMP team or a pool of the arm before may still be spinning.
         time.sleep(0.2)
         if index < 0:
-          num_threads[name] = _fastest_threads(
-            peer, name, prompts, batch_size=batch_size
+          num_threads[name] = peer.fastest_threads(
+            name,
+            prompts[: 2 * batch_size],
+            batch_size=batch_size,
+            num_new=_NUM_NEW,
           )
         threads = num_threads[name]
         peer.decode(
@@ -197,30 +199,6 @@ def measure(
       'rows_as_hf': agrees,
     }
   return row
-
-
-def _fastest_threads(
-  peer: hf_decoding.Peer,
-  mode: str,
-  prompts_NP: np.ndarray,
-  *,
-  batch_size: int,
-) -> int:
-  """Number of threads with which the peer is faster."""
-  secs: dict[int, float] = {}
-  for threads in (1, os.cpu_count() or 1):
-    # Of two, as the first call of a size prepares it.
-    secs[threads] = min(
-      peer.decode(
-        mode,
-        prompts_NP[: 2 * batch_size],
-        batch_size=batch_size,
-        num_new=_NUM_NEW,
-        num_threads=threads,
-      )[0]
-      for _ in range(2)
-    )
-  return min(secs, key=secs.__getitem__)
 
 
 def _peer(
