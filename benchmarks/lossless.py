@@ -305,7 +305,9 @@ def p_values(pair: trained_pair.Pair, *, num_samples: int) -> dict[str, float]:
       new = np.asarray(state.tokens_BS[:, prompt.shape[1] :][:, :num_new])
       for tokens in map(tuple, new.tolist()):
         counts[tokens] = counts.get(tokens, 0) + 1
-    found[f'{name}; {shape_name}'] = _p_value(counts, law, num_samples)
+    p_value = _p_value(counts, law, num_samples)
+    found[f'{name}; {shape_name}'] = p_value
+    print(f'{name}; {shape_name}: p {p_value:.3f}', file=sys.stderr)
   return found
 
 

@@ -1,4 +1,4 @@
-"""Starts the pre-training binary as users do, in a process of its own."""
+"""Starts an experiment as users do, in a process of its own."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _PATIENCE_SECS = 300.0
 _PROGRAM = """
 import runpy
-runpy.run_module('experiments.pretrain', run_name='__main__', alter_sys=True)
+runpy.run_module({0!r}, run_name='__main__', alter_sys=True)
 """
 _LIMIT = """
 import resource
@@ -24,17 +24,19 @@ def start(
   *,
   cache: pathlib.Path,
   largest_file: int | None = None,
+  module: str = 'experiments.pretrain',
   environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
-  """Starts `experiments.pretrain`.
+  """Starts an experiment.
 
   Args:
     arguments: Of the command line.
     cache: Folder of compiled programs.
     largest_file: Bytes no file may exceed, as on a full disk.
+    module: The experiment.
     environment: Further environment variables.
   """
-  program = _PROGRAM
+  program = _PROGRAM.format(module)
   if largest_file is not None:
     program = _LIMIT.format(largest_file) + program
   return subprocess.Popen(
