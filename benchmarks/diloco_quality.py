@@ -45,7 +45,7 @@ from efficient_llm import optimizer
 from efficient_llm.data import pipeline
 from efficient_llm.diloco import train, variants
 from efficient_llm.diloco.compression import CompressionConfig
-from efficient_llm.diloco.config import DilocoConfig
+from efficient_llm.diloco.config import DilocoConfig, MembershipConfig
 from efficient_llm.diloco.fragments import FragmentConfig
 from efficient_llm.diloco.outer import OuterConfig
 from efficient_llm.models import presets, transformer
@@ -169,6 +169,8 @@ ARMS: dict[str, Arm] = {
   'eager': Arm(_variant('eager')),
   'delayed': Arm(_variant('delayed')),
   'noloco': Arm(_variant('noloco')),
+  'drop_30': Arm(_with(membership=MembershipConfig(drop_probability=0.3))),
+  'drop_50': Arm(_with(membership=MembershipConfig(drop_probability=0.5))),
   'by_domain': Arm(_by_domain),
   'islands_2': Arm(_several(2)),
   'islands_8': Arm(_several(8)),
