@@ -12,7 +12,7 @@ from efficient_llm.diloco.config import DilocoConfig, MembershipConfig
 from efficient_llm.diloco.fragments import FragmentConfig
 from efficient_llm.diloco.outer import OuterConfig
 from efficient_llm.diloco.screening import ScreeningConfig
-from experiments.configs import diloco_cpu
+from experiments.configs import diloco_cpu, diloco_tpu_v5e
 from tests.diloco import islands
 
 
@@ -88,3 +88,10 @@ def test_data_parallel_sees_as_many_rows_on_one_island() -> None:
     )
     == config
   )
+
+
+def test_the_configuration_for_slices_keeps_the_rules() -> None:
+  config = diloco_tpu_v5e.get_config()
+  config.validate()
+  assert config.mesh.island == config.islands == 4
+  assert config.compression.format == 'e3m0'
