@@ -172,8 +172,11 @@ ARMS: dict[str, Arm] = {
   'diloco_published': Arm(_with(outer=OuterConfig())),
   'local_sgd': Arm(_variant('local_sgd')),
   'int4': Arm(_INT4),
-  'eager': Arm(_variant('eager')),
-  'delayed': Arm(_variant('delayed')),
+  # A round of delay leaves less room for momentum.
+  'eager': Arm(_with(method='eager', outer=OuterConfig('nesterov', 0.7, 0.0))),
+  'delayed': Arm(
+    _with(method='delayed', outer=OuterConfig('delayed_nesterov', 0.7, 0.0))
+  ),
   'noloco': Arm(_variant('noloco')),
   'drop_30': Arm(_with(membership=MembershipConfig(drop_probability=0.3))),
   'drop_50': Arm(_with(membership=MembershipConfig(drop_probability=0.5))),
@@ -193,7 +196,7 @@ ARMS: dict[str, Arm] = {
   'long_int4': Arm(_chain(_LONG, _INT4)),
   'long_streaming_int4': Arm(_chain(_LONG, _STREAMING, _INT4)),
   # 1 of 32 values in four bits, with its place: 2,000 times fewer bytes.
-  'sparse': Arm(_chain(_variant('sparseloco'), _LONG)),
+  'sparse': Arm(_chain(_variant('sparseloco'), _with(sync_period=75))),
 }
 _QUICK = ('one_island', 'data_parallel', 'diloco', 'long_streaming_int4')
 
@@ -374,7 +377,12 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     worst, found, best = (rows[name]['val_loss'] for name in names)
     return (worst - found) / (worst - best)
 
-  gaps = {'adamw': closed(''), 'muon': closed('muon_')}
+  prefixes = {'adamw': '', 'muon': 'muon_'}
+  gaps = {name: closed(prefix) for name, prefix in prefixes.items()}
+  other_text = {
+    name: ratio(f'{prefix}diloco', f'{prefix}data_parallel', 'ood_loss')
+    for name, prefix in prefixes.items()
+  }
   known = [gap for gap in gaps.values() if gap is not None]
   streamed = rows.get('long_streaming_int4', {})
   return {
@@ -382,7 +390,8 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     'gap_closed_by_optimizer': gaps,
     'int4_ratio': ratio('int4', 'diloco'),
     'streaming_int4_ratio': ratio('long_streaming_int4', 'long'),
-    'ood_ratio': ratio('diloco', 'data_parallel', 'ood_loss'),
+    'ood_ratio': other_text['adamw'],
+    'ood_ratio_by_optimizer': other_text,
     'streaming_int4_reduction': streamed.get('reduction_vs_data_parallel'),
     'sparse_ratio': ratio('sparse', 'data_parallel'),
   }

@@ -114,6 +114,9 @@ def train(
         config, outcome, dataset=dataset, prompts=prompts, mesh=mesh
       )
       rounds = jax.device_get(outcome.state.versions_P)
+      if config.method == 'delayed':
+        # Every arrival is a round of its own.
+        rounds = rounds / config.islands
       sent = int(np.dot(rounds, program.sent_bytes))
       result |= {'islands': config.islands, 'sent_bytes_per_island': sent}
       results.finish(

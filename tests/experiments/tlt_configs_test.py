@@ -66,6 +66,7 @@ def test_the_model_for_a_gpu_is_of_the_size_it_says() -> None:
   assert 2 * cache_bytes + 16 * transformer.num_params(model) < 80e9
 
 
+@pytest.mark.slow
 def test_every_draft_shape_for_a_gpu_makes_a_round() -> None:
   config, model = _load('tlt_gpu.py'), _gpu_model()
   chooser = strategy.Strategy(config.rollout.strategy)
