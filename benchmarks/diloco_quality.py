@@ -306,26 +306,18 @@ class Benchmark:
     folder = self._folder / 'start' / 'checkpoints'
     return self.losses(saved_run.restore_params(folder, None))
 
-  def run(
-    self,
-    name: str,
-    arm: Arm,
-    tuning: Callable[[DilocoConfig], DilocoConfig] | None = None,
-  ) -> dict[str, Any]:
+  def run(self, name: str, arm: Arm) -> dict[str, Any]:
     """Trains an arm, or takes what it left; gives its row.
 
     Args:
       name: Of the arm, and its folder.
       arm: What it is.
-      tuning: A further change, for choosing constants.
     """
     workdir = self._folder / name
     done = workdir / 'row.json'
     if done.is_file():
       return json.loads(done.read_text(encoding='utf-8'))
     config = arm.change(self._base)
-    if tuning is not None:
-      config = tuning(config)
     start = time.perf_counter()
     outcome = train.train(config, workdir=workdir)
     if outcome.stopped_by is not None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,49 @@ def start(
     stderr=subprocess.PIPE,
     text=True,
   )
+
+
+def start_together(
+  arguments: Sequence[str], *, count: int, cache: pathlib.Path, module: str
+) -> list[subprocess.Popen[str]]:
+  """Starts several processes of one run.
+
+  Args:
+    arguments: Of all of them.
+    count: How many; one is started as users start it.
+    cache: Folder of compiled programs, one for each process below it.
+    module: The experiment.
+  """
+  port = free_port()
+  together = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}']
+  return [
+    start(
+      [*arguments, *together, f'--process_id={index}']
+      if count > 1
+      else arguments,
+      cache=cache / f'{count}-{index}',
+      module=module,
+    )
+    for index in range(count)
+  ]
+
+
+def free_port() -> int:
+  """A port of this machine that nobody uses now."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+def finish_all(
+  processes: Sequence[subprocess.Popen[str]],
+) -> list[tuple[int, str, str]]:
+  """Waits for all; one that is left alone must not hang for ever."""
+  try:
+    return [finish(process) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -189,8 +189,7 @@ def geometric_median(
     values: Islands along the leading axis; all of a tree is one point.
     weights_M: 0 leaves an island out.
 
-  Source: Pillutla et al. 2022 (smoothed Weiszfeld),
-  arXiv:1912.13445.
+  Source: Pillutla et al. 2022 (smoothed Weiszfeld), arXiv:1912.13445.
   """
   values = jax.tree.map(
     lambda x_M: jnp.where(outer.wide(weights_M > 0, x_M), x_M, 0.0),

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import signal
-import socket
 import subprocess
 
 import jax
@@ -45,30 +44,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def _start(
   base: pathlib.Path, workdir: pathlib.Path, *, count: int
 ) -> list[subprocess.Popen[str]]:
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  together = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}']
-  return [
-    binary.start(
-      [
-        f'--config={base / "run.py"}',
-        f'--workdir={workdir}',
-        *([] if count == 1 else [*together, f'--process_id={index}']),
-      ],
-      cache=base / f'cache{count}{index}',
-      module='experiments.diloco',
-    )
-    for index in range(count)
-  ]
+  return binary.start_together(
+    [f'--config={base / "run.py"}', f'--workdir={workdir}'],
+    count=count,
+    cache=base / 'cache',
+    module='experiments.diloco',
+  )
 
 
 def _finish(processes: list[subprocess.Popen[str]], code: int) -> None:
-  try:
-    ends = [binary.finish(process) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
+  ends = binary.finish_all(processes)
   assert [found for found, _, _ in ends] == [code] * len(processes), ends
 
 

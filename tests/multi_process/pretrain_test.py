@@ -3,10 +3,7 @@
 import json
 import pathlib
 import signal
-import socket
 import subprocess
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -45,39 +42,19 @@ def _start_one(
 def _start_two(
   base: pathlib.Path, workdir: pathlib.Path, *more: str
 ) -> list[subprocess.Popen[str]]:
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  return [
-    binary.start(
-      [
-        f'--config={base / "run.py"}',
-        f'--workdir={workdir}',
-        f'--coordinator=127.0.0.1:{port}',
-        '--num_processes=2',
-        f'--process_id={index}',
-        *more,
-      ],
-      cache=base / f'cache{index}',
-    )
-    for index in range(2)
-  ]
-
-
-def _finish(processes: Sequence[subprocess.Popen[str]]) -> list[Any]:
-  """Waits for all; one that is left alone must not hang for ever."""
-  try:
-    return [binary.finish(process) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
+  return binary.start_together(
+    [f'--config={base / "run.py"}', f'--workdir={workdir}', *more],
+    count=2,
+    cache=base / 'cache',
+    module='experiments.pretrain',
+  )
 
 
 def _stop_two(base: pathlib.Path, workdir: pathlib.Path) -> None:
   processes = _start_two(base, workdir, '--config.mesh.fsdp=2')
   binary.wait_until(lambda: binary.num_lines(workdir) >= 10, processes[0])
   processes[1].send_signal(signal.SIGTERM)
-  ends = _finish(processes)
+  ends = binary.finish_all(processes)
   assert [code for code, _, _ in ends] == [3, 3], ends
   says = 'Stopped by SIGTERM; the same command continues.'
   assert [says in out for _, out, _ in ends] == [True, False]
@@ -121,7 +98,7 @@ def test_two_processes_stop_together_and_continue_to_the_result_of_one(
 ) -> None:
   workdir = base / 'two'
   _stop_two(base, workdir)
-  ends = _finish(_start_two(base, workdir, '--config.mesh.fsdp=2'))
+  ends = binary.finish_all(_start_two(base, workdir, '--config.mesh.fsdp=2'))
   assert [code for code, _, _ in ends] == [0, 0], ends
   says = f'Report: {workdir / "report.html"}'
   assert [says in out for _, out, _ in ends] == [True, False]
@@ -156,7 +133,7 @@ def test_two_processes_continue_what_one_has_saved(
   process.send_signal(signal.SIGTERM)
   assert binary.finish(process)[0] == 3
   mesh = ['--config.mesh.fsdp=1', f'--config.mesh.{axis}=2']
-  ends = _finish(_start_two(base, workdir, *mesh))
+  ends = binary.finish_all(_start_two(base, workdir, *mesh))
   assert [code for code, _, _ in ends] == [0, 0], ends
   _assert_same_to_rounding(workdir, alone)
 
@@ -166,7 +143,7 @@ def test_all_processes_refuse_what_the_first_one_finds_wrong(
   base: pathlib.Path,
 ) -> None:
   (base / 'file').touch()
-  ends = _finish(_start_two(base, base / 'file'))
+  ends = binary.finish_all(_start_two(base, base / 'file'))
   assert [code for code, _, _ in ends] == [2, 2], ends
   assert all('must be a writable folder' in err for _, _, err in ends)
   assert not any('Traceback' in err for _, _, err in ends)
@@ -178,7 +155,7 @@ def test_ctrl_c_in_one_process_stops_both(base: pathlib.Path) -> None:
   processes = _start_two(base, workdir, '--config.mesh.data=2')
   binary.wait_until(lambda: binary.num_lines(workdir) >= 10, processes[0])
   processes[0].send_signal(signal.SIGINT)
-  ends = _finish(processes)
+  ends = binary.finish_all(processes)
   assert [code for code, _, _ in ends] == [3, 3], ends
 
 

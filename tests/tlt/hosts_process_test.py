@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 from efficient_llm.speculative import target_run
 from efficient_llm.tlt import rollout_config, start
 from efficient_llm.training import metrics
+from tests import binary
 from tests.tlt import hosts_process, small_run
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -53,9 +53,7 @@ def _begin(
 ) -> list[subprocess.Popen[str]]:
   """Starts a run of so many processes, which share two devices or more."""
   workdir.mkdir(exist_ok=True)
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+  port = binary.free_port()
   options = {
     'workdir': str(workdir),
     'checkpoint': str(base / 'supervised'),

@@ -9,7 +9,6 @@ import os
 import pathlib
 import random
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from efficient_llm.training import checkpoint, manifest
+from tests import binary
 from tests.training import checkpoint_process
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -519,9 +519,7 @@ def test_a_checkpoint_moves_between_meshes(tmp_path: pathlib.Path) -> None:
 def test_several_processes_save_and_fall_back_together(
   tmp_path: pathlib.Path,
 ) -> None:
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = str(free.getsockname()[1])
+  port = str(binary.free_port())
   processes = [
     _start('run_together', tmp_path, str(index), '2', port)
     for index in range(2)

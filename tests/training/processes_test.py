@@ -2,13 +2,13 @@
 
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from efficient_llm.training import processes, rendezvous
+from tests import binary
 from tests.training import processes_process
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -17,9 +17,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope='module')
 def said() -> list[list[str]]:
   """The lines of each of two processes."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = str(free.getsockname()[1])
+  port = str(binary.free_port())
   program = [sys.executable, '-m', processes_process.__name__]
   started = [
     subprocess.Popen(
