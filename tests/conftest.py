@@ -1,5 +1,6 @@
-"""Settings shared by every test: the --slow option and hypothesis."""
+"""Settings of every test: --slow, how programs are compiled, hypothesis."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -18,6 +19,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
   )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+  # Most of the suite's time was LLVM's optimisations of programs that run for
+  # milliseconds; without them it takes half. XLA's own passes stay.
+  if not config.getoption('--slow'):
+    jax.config.update('jax_disable_most_optimizations', True)
+    # For the processes that tests start.
+    os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+
+
 def pytest_collection_modifyitems(
   config: pytest.Config, items: list[pytest.Item]
 ) -> None:
@@ -27,6 +37,17 @@ def pytest_collection_modifyitems(
   if slow:
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture
+def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Compiles a test's programs as users get them: for equality of bits."""
+  jax.clear_caches()
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  if not request.config.getoption('--slow'):
+    jax.config.update('jax_disable_most_optimizations', True)
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='module')

@@ -70,6 +70,7 @@ def _assert_same(one: Any, other: Any) -> None:
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.usefixtures('optimized')
 def test_one_island_averaged_is_plain_training_to_the_last_bit(
   folder: pathlib.Path,
 ) -> None:

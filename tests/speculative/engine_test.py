@@ -181,7 +181,7 @@ def test_speculation_says_what_plain_decoding_says(
   'kind',
   [
     'constant',
-    pytest.param('not_a_number', marks=pytest.mark.slow),
+    'not_a_number',
     'broken',
     pytest.param('union', marks=pytest.mark.slow),
   ],
@@ -253,7 +253,6 @@ def test_the_rounded_model_is_nearly_always_right() -> None:
   assert generation.stats.acceptance_length > 0.8 * (depth + 1)
 
 
-@pytest.mark.slow
 def test_the_rounded_model_goes_on_and_off_without_a_trace() -> None:
   arms = strategy.StrategyConfig(arms=('2_1_3+3_1_4',), thresholds=(1,))
   found = _generate('itself', _InTurn(arms), 'sampled', rounds_at_once=2)
