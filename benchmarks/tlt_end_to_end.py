@@ -89,6 +89,7 @@ def run_arms(
     states[name] = trainers[name].init_state()
     found[name] = {'steps': [], 'lengths': []}
   try:
+    before = trainers['plain'].evaluate(states['plain'])
     for step in range(num_steps):
       names = list(configs)
       for name in names if step % 2 else names[::-1]:
@@ -106,6 +107,7 @@ def run_arms(
       print(f'step {step + 1}/{num_steps}: {line}', file=sys.stderr)
     for name, trainer in trainers.items():
       found[name]['held_out'] = trainer.evaluate(states[name])
+      found[name]['held_out_start'] = before
   finally:
     for trainer in trainers.values():
       trainer.__exit__()
@@ -212,6 +214,7 @@ def main() -> None:
       **speedups,
       **peer,
       'rollout_share_baseline': plain['rollout_share'],
+      'reward_start': ours['reward_start'],
       'reward_final': ours['reward_final'],
       'p99_by_p50': plain['p99_by_p50'],
       'idle_seconds_found': ours['idle_seconds_found'],
@@ -245,7 +248,7 @@ def _arguments() -> tuple[argparse.Namespace, TltConfig, dict[str, TltConfig]]:
   """Flags, configuration, and the arms that are wanted."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true', help='two arms, 6 steps')
-  parser.add_argument('--steps', type=int, default=30)
+  parser.add_argument('--steps', type=int, default=40)
   parser.add_argument('--arms', help="names, joined by ','; or all")
   parser.add_argument('--config', default=_CONFIG, help='a configuration file')
   parser.add_argument('--cache_dir', type=pathlib.Path, default='out/tlt')

@@ -30,6 +30,7 @@ def summary(found: dict[str, Any], *, num_eval: int) -> dict[str, Any]:
     'rollout_share': total['rollout_secs'] / total['step_secs'],
     'reward_final': reward,
     'reward_interval': [reward - margin, reward + margin],
+    'reward_start': found['held_out_start']['reward'],
     'reward_first': statistics.mean(step['reward'] for step in steps[:3]),
     'reward_last': statistics.mean(step['reward'] for step in last),
     'acceptance_first': statistics.mean(

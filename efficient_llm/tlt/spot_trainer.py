@@ -1,6 +1,8 @@
 """Trains the drafter in time that is left over, a step at a time.
 
 Workers without answers call `train_until`; asked to, it stops within a step.
+
+Over 300 lines: one class, and the settings it explains.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
 from efficient_llm.models import transformer
 from efficient_llm.speculative import drafter, drafter_loss, drafter_program
-from efficient_llm.tlt import drafter_data
+from efficient_llm.tlt import drafter_data, idle
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import state as state_lib
 
@@ -38,6 +40,8 @@ class SpotConfig:
     publish_every: Training steps between two drafters that workers take up.
     separate_steps: Training steps of the stage of its own.
     max_steps: Of training in one step of the run; more idle time is left idle.
+    max_staleness: Steps of the run without training. Until then none is begun
+      that by experience the rollouts would have to wait for.
     max_texts: Answers of a step that are kept.
   """
 
@@ -46,6 +50,7 @@ class SpotConfig:
   publish_every: int = 4
   separate_steps: int = 4
   max_steps: int = 64
+  max_staleness: int = 8
   max_texts: int = 512
   loss: drafter_loss.DrafterLossConfig = drafter_loss.DrafterLossConfig()
   optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
@@ -60,6 +65,7 @@ class SpotConfig:
       'publish_every',
       'separate_steps',
       'max_steps',
+      'max_staleness',
       'max_texts',
     ):
       if getattr(self, name) < 1:
@@ -130,6 +136,7 @@ class SpotTrainer:
     self._lock = threading.Lock()
     self._publish_lock = threading.Lock()
     self._effort = Effort()
+    self._idle, self._step_secs = idle.IdlePeriods(), 0.0
     self.version, self.staleness = 0, 0
     self.is_healthy, self.is_ready = True, False
 
@@ -217,11 +224,15 @@ class SpotTrainer:
   def _train(self, device: Any, ended: threading.Event, most: int) -> None:
     start, effort = time.perf_counter(), self._effort
     state, policy = self._placed(self._policy, device)
+    # When the event was last known not to be set.
+    latest = start
     while not ended.is_set() and self.is_healthy and effort.num_steps < most:
-      batch = self.data.batch()
+      latest = time.perf_counter()
+      batch = self.data.batch() if self._may_train(latest - start) else None
       if batch is None:
-        # A moment later an answer may have ended.
-        ended.wait(_WAIT_SECS)
+        # A moment later an answer may have ended, or much time gone by.
+        if ended.wait(_WAIT_SECS):
+          latest = time.perf_counter()
         continue
       state, metrics = self._step(state, batch, policy, device)
       if not metrics['finite']:
@@ -231,9 +242,21 @@ class SpotTrainer:
       effort.acceptance = float(metrics['acceptance_1'])
       if effort.num_steps % self._config.publish_every == 0:
         self._publish(state)
+      self._step_secs = time.perf_counter() - latest
+      effort.secs += self._step_secs
+    if ended.is_set():
+      # At some moment of what was begun last.
+      self._idle.add((latest + time.perf_counter()) / 2 - start)
     if self.is_healthy and effort.num_steps % self._config.publish_every:
       self._publish(state)
-    effort.secs += time.perf_counter() - start
+
+  def _may_train(self, elapsed_secs: float) -> bool:
+    """Whether nobody has to wait for a training step, or one is overdue."""
+    if self._config.mode == 'separate':
+      return True
+    if self.staleness > self._config.max_staleness:
+      return not self._effort.num_steps
+    return self._idle.has_room(elapsed_secs, self._step_secs)
 
   def _step(
     self,

@@ -227,6 +227,35 @@ def test_idle_time_is_not_spent_on_compilation(
   assert 'Compiling' not in caplog.text
 
 
+class _Short(threading.Event):
+  """Is set with whatever is done first."""
+
+  asked = False
+
+  def is_set(self) -> bool:
+    before, self.asked = self.asked, True
+    return before
+
+  def wait(self, timeout: float | None = None) -> bool:
+    del timeout
+    return True
+
+
+def test_nobody_waits_for_training_unless_it_is_overdue() -> None:
+  trainer = _trainer(max_staleness=2)
+  num_steps = []
+  for _ in range(24):
+    trainer.begin(_params())
+    trainer.data.add(np.asarray([1, 2, 3, 4, 5]))
+    trainer.train_until(_Short(), jax.devices()[0])
+    num_steps.append(trainer.take_effort().num_steps)
+  # From when on enough periods are known, about every third has a step.
+  assert num_steps[:8] == [1] * 8
+  later = ''.join(map(str, num_steps[8:]))
+  assert '000' not in later
+  assert sum(num_steps[8:]) < 12
+
+
 def test_a_frozen_drafter_is_never_trained() -> None:
   trainer = _trainer(mode='frozen')
   trainer.begin(_params())
