@@ -62,7 +62,6 @@ from efficient_llm.training import (
   sections,
   step,
 )
-from efficient_llm.training import state as train_state
 
 # Parts of the standard library that are in every supported version, as eight
 # domains; and text of another kind.
@@ -284,16 +283,10 @@ class Benchmark:
 
   def losses(self, params: Any) -> dict[str, float]:
     """Loss on both held-out texts, with the same batches for all arms."""
-    state = train_state.TrainState(
-      step=jax.numpy.int32(0),
-      params=params,
-      opt_state=(),
-      key=jax.numpy.zeros(()),
-    )
     return {
       name: evaluation.evaluate(
         text,
-        state,
+        params,
         eval_step=self._eval_step,
         place=lambda batch: batch,
         num_batches=_EVAL_BATCHES,

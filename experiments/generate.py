@@ -193,7 +193,9 @@ def _drafting(name: str, target: target_run.TargetRun, params: Any) -> Drafting:
       f'--drafter={name} must be a folder, ngram, FOLDER+ngram, int8 or none.'
     )
   saved = drafter_training.load(folder)
-  target.check_same(saved.meta['target'], drafter=f'--drafter={folder}')
+  target_run.check_same(
+    target, saved.meta['target'], drafter=f'--drafter={folder}'
+  )
   if not with_ngram:
     return Drafting(model_draft.drafter(target.model), saved.params)
   both = {'learned': saved.params, 'model_free': None}

@@ -98,7 +98,9 @@ def train(
         place=functools.partial(
           sharding.to_global, sharding=program.batch_sharding
         ),
-        evaluate=evaluate,
+        evaluate=(
+          None if evaluate is None else lambda state: evaluate(state.params)
+        ),
         metadata=results.checkpoint_metadata(config, dataset),
         flops_per_token=transformer.flops_per_token(
           config.model, num_tokens=config.data.sequence_length

@@ -1,77 +1,12 @@
-"""The model and the text of a pre-training run, for drafters of that model."""
+"""The run whose model a drafter drafts for."""
 
-import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from efficient_llm import typing
-from efficient_llm.data import pipeline
-from efficient_llm.data import tokenizer as tokenizer_lib
-from efficient_llm.models import transformer
-from efficient_llm.training import (
-  manifest,
-  processes,
-  saved_run,
-  step_folders,
-)
+from efficient_llm.training import trained_run
 
-
-@dataclasses.dataclass(frozen=True)
-class TargetRun:
-  """One checkpoint of a run.
-
-  Attributes:
-    workdir: Folder of the run.
-    step: Of the checkpoint.
-    digest: Hash of its arrays: the same for copies of it, else different.
-    model: The target model.
-    data: The text it was trained on.
-    tokenizer: Name and fingerprint.
-  """
-
-  workdir: pathlib.Path
-  step: int
-  digest: str
-  model: transformer.TransformerConfig
-  data: pipeline.DataConfig
-  tokenizer: Mapping[str, Any]
-
-  def restore_params(self, abstract_params: typing.PyTree) -> typing.Params:
-    """Restores the parameters; see `saved_run.restore_params`."""
-    return saved_run.restore_params(
-      self.workdir / 'checkpoints', abstract_params, step=self.step
-    )
-
-  def load_tokenizer(self) -> tokenizer_lib.Tokenizer:
-    """The run's own; one that was trained is in the run's cache."""
-    if not self.data.tokenizer.startswith('bpe'):
-      return tokenizer_lib.load(self.data.tokenizer)
-    cache_dir = self.workdir / 'cache'
-    return pipeline.open_dataset(self.data, cache_dir=cache_dir).tokenizer
-
-  def describe(self) -> dict[str, Any]:
-    """Says which checkpoint it is, as JSON can hold it."""
-    return {
-      'workdir': str(self.workdir),
-      'step': self.step,
-      'digest': self.digest,
-    }
-
-  def check_same(self, described: Mapping[str, Any], *, drafter: str) -> None:
-    """Raises ValueError if a drafter was trained for another checkpoint.
-
-    Args:
-      described: What the drafter's run says of its target; see `describe`.
-      drafter: How the drafter was named, for the message.
-    """
-    if described['digest'] != self.digest:
-      raise ValueError(
-        f'{drafter} was trained for another checkpoint, of '
-        f'{described["workdir"]}; train one for this target.'
-      )
+TargetRun = trained_run.TrainedRun
 
 
 def find(workdir: str | pathlib.Path, *, step: int | None = None) -> TargetRun:
@@ -83,60 +18,28 @@ def find(workdir: str | pathlib.Path, *, step: int | None = None) -> TargetRun:
   Raises:
     ValueError: If there is none, or the model is not causal.
   """
-  workdir = pathlib.Path(workdir).absolute()
-  checkpoints = workdir / 'checkpoints'
-  if not checkpoints.is_dir():
+  target = trained_run.find(workdir, name='--target', step=step)
+  if not target.model.causal:
     raise ValueError(
-      f'--target={workdir} must be the folder of a pre-training run and has no '
-      'checkpoints; choose another.'
+      f'--target={target.workdir} must be a causal model, as only such a one '
+      'can have a drafter; choose another.'
     )
-  chosen = processes.on_first(
-    lambda: step_folders.choose(checkpoints, step=step)[0],
-    refusal=step_folders.CheckpointError,
-  )
-  if chosen is None:
+  return target
+
+
+def check_same(
+  target: TargetRun, described: Mapping[str, Any], *, drafter: str
+) -> None:
+  """Raises ValueError if a drafter was trained for another checkpoint.
+
+  Args:
+    target: The run that is drafted for.
+    described: What the drafter's run says of its target, from
+      `TargetRun.describe`.
+    drafter: How the drafter was named, for the message.
+  """
+  if described['digest'] != target.digest:
     raise ValueError(
-      f'--target={workdir} must hold a checkpoint; wait for the first one.'
+      f'{drafter} was trained for another checkpoint, of '
+      f'{described["workdir"]}; train one for this target.'
     )
-  metadata = saved_run.read_metadata(checkpoints, step=chosen)
-  try:
-    model = transformer.TransformerConfig(**metadata['model'])
-    data = pipeline.DataConfig(**_with_tuples(metadata['config']['data']))
-    tokenizer = metadata['tokenizer']
-  except (KeyError, TypeError) as error:
-    raise ValueError(
-      f'--target={workdir} must be a pre-training run of this version: '
-      f'{" ".join(str(error).split())}; choose another.'
-    ) from error
-  if not model.causal:
-    raise ValueError(
-      f'--target={workdir} must be a causal model, as only such a one can have '
-      'a drafter; choose another.'
-    )
-  return TargetRun(
-    workdir=workdir,
-    step=chosen,
-    digest=_digest(checkpoints / str(chosen)),
-    model=model,
-    data=data,
-    tokenizer=tokenizer,
-  )
-
-
-def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-  """JSON has lists where configurations have tuples."""
-  return {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in values.items()
-  }
-
-
-def _digest(folder: pathlib.Path) -> str:
-  arrays = {
-    name: entry.sha256
-    for name, entry in sorted(manifest.read(folder).files.items())
-    if name.startswith(f'{step_folders.ARRAYS}/')
-  }
-  return hashlib.blake2b(
-    json.dumps(arrays).encode(), digest_size=16
-  ).hexdigest()

@@ -57,7 +57,9 @@ def prepare(
     if outcome.stopped_by is not None:
       return outcome
   saved = drafter_training.load(drafter)
-  target.check_same(saved.meta['target'], drafter=f'first_drafter={drafter}')
+  target_run.check_same(
+    target, saved.meta['target'], drafter=f'first_drafter={drafter}'
+  )
   return Start(target, saved.params, task)
 
 

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 
 from efficient_llm import typing
 from efficient_llm.data import pipeline
-from efficient_llm.training import state as state_lib
 from efficient_llm.training import step
 
 
 def evaluate(
   dataset: pipeline.Dataset,
-  state: state_lib.TrainState,
+  params: typing.Params,
   *,
   eval_step: step.EvalStep,
   place: Callable[[typing.Batch], typing.Batch],
@@ -27,7 +26,7 @@ def evaluate(
 
   Args:
     dataset: The validation split.
-    state: Whose parameters are evaluated.
+    params: The model's.
     eval_step: (params, batch) -> Loss.
     place: Puts a batch on the devices.
     num_batches: The first so many; None for all.
@@ -40,7 +39,7 @@ def evaluate(
   batches = dataset.iterate(process=process, repeat=False)
   with contextlib.closing(batches):
     for batch in itertools.islice(batches, num_batches):
-      loss = eval_step(state.params, place(batch))
+      loss = eval_step(params, place(batch))
       total = loss if total is None else jax.tree.map(jnp.add, total, loss)
   if total is None:
     raise ValueError('The validation split has no batch; add text to it.')

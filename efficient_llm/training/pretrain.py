@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import logging
@@ -24,6 +25,7 @@ from efficient_llm.training import (
   objectives,
   results,
   samples,
+  sections,
   step,
 )
 from efficient_llm.training import loop as loop_lib
@@ -31,6 +33,7 @@ from efficient_llm.training import state as state_lib
 from efficient_llm.training.config import PretrainConfig
 
 __all__ = [
+  'Beginning',
   'Parts',
   'PretrainConfig',
   'Program',
@@ -147,12 +150,37 @@ def make_parts(config: PretrainConfig, mesh: Mesh) -> Parts:
   return Parts(axes, init_state, train_step, eval_loss)
 
 
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+  """Where a run begins that does not begin with new parameters.
+
+  Attributes:
+    title: Heading of the report.
+    make_state: Program -> the state of step 0, where there is no checkpoint.
+    describe: Outcome -> what result.json and the report say beyond the usual.
+  """
+
+  title: str
+  make_state: Callable[[Program], state_lib.TrainState]
+  describe: Callable[
+    [loop_lib.Outcome], tuple[dict[str, Any], Sequence[sections.Section]]
+  ]
+
+
 def train(
-  config: PretrainConfig, *, workdir: str | pathlib.Path
+  config: PretrainConfig,
+  *,
+  workdir: str | pathlib.Path,
+  beginning: Beginning | None = None,
 ) -> loop_lib.Outcome:
   """Trains, evaluates, samples and writes result.json and report.html.
 
   A second call with the same working directory continues the first.
+
+  Args:
+    config: The run.
+    workdir: Its folder.
+    beginning: Where it begins, if not with new parameters.
   """
   config.validate()
   workdir = pathlib.Path(workdir)
@@ -198,11 +226,17 @@ def train(
         step=program.train_step,
         batches=batches,
         place=place,
-        evaluate=evaluate,
+        evaluate=(
+          None if evaluate is None else lambda state: evaluate(state.params)
+        ),
         metadata=results.checkpoint_metadata(config, dataset),
         flops_per_token=flops_per_token,
       ),
-      make_state=program.init_state,
+      make_state=(
+        functools.partial(beginning.make_state, program)
+        if beginning
+        else program.init_state
+      ),
       abstract_state=program.abstract_state,
       workdir=workdir,
     )
@@ -210,7 +244,12 @@ def train(
       result = results.describe(
         config, outcome, dataset=dataset, prompts=prompts, mesh=mesh
       )
-      results.finish(result, workdir=workdir, title='Pre-training')
+      title, more = 'Pre-training', ()
+      if beginning:
+        title = beginning.title
+        found, more = beginning.describe(outcome)
+        result |= found
+      results.finish(result, workdir=workdir, title=title, more=more)
   return outcome
 
 

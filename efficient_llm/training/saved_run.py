@@ -42,24 +42,54 @@ def restore_params(
     CheckpointError: If there is no whole checkpoint.
     ValueError: If the saved parameters are not the wanted ones.
   """
+  if abstract_params is not None:
+    tree = {'params': abstract_params}
+    return restore(directory, tree, step=step)['params']
   folder = _whole(directory, step)
+  saved = _saved(folder, {'params'})
+  wanted = {
+    leaf.path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype))
+    for leaf in saved
+  }
+  leaves = array_store.load(folder, wanted, saved=saved)
+  return tree_names.nest(leaves)['params']
+
+
+def restore(
+  directory: str | pathlib.Path, abstract: Any, *, step: int | None = None
+) -> Any:
+  """Restores parts of the state of a run's newest whole checkpoint.
+
+  Args:
+    directory: Where a `Checkpointer` saved.
+    abstract: Shapes, dtypes and shardings of whole parts of the state, each
+      under its name, such as 'params' and 'opt_state'.
+    step: Take this one or fail.
+
+  Raises:
+    CheckpointError: If there is no whole checkpoint.
+    ValueError: If what is saved is not what is wanted.
+  """
+  folder = _whole(directory, step)
+  wanted = tree_names.named(abstract)
+  saved = _saved(folder, {name.split('/')[0] for name in wanted})
+  leaves = array_store.load(folder, wanted, saved=saved)
+  return tree_names.unflatten_as(abstract, leaves)
+
+
+def _saved(folder: pathlib.Path, parts: set[str]) -> list[manifest.Leaf]:
+  """What a checkpoint holds of some parts of the state."""
   saved = [
     leaf
     for leaf in manifest.read(folder).leaves
-    if leaf.path.startswith('params/')
+    if leaf.path.split('/')[0] in parts
   ]
   if not saved:
-    raise ValueError(f'checkpoint {folder} must hold params; choose another.')
-  if abstract_params is None:
-    wanted = {
-      leaf.path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype))
-      for leaf in saved
-    }
-    leaves = array_store.load(folder, wanted, saved=saved)
-    return tree_names.nest(leaves)['params']
-  tree = {'params': abstract_params}
-  leaves = array_store.load(folder, tree_names.named(tree), saved=saved)
-  return tree_names.unflatten_as(tree, leaves)['params']
+    raise ValueError(
+      f'checkpoint {folder} must hold {" and ".join(sorted(parts))}; choose '
+      'another.'
+    )
+  return saved
 
 
 def read_metadata(

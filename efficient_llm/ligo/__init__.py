@@ -1,0 +1,1 @@
+"""Growing a trained small model into a large one."""

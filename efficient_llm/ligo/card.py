@@ -1,0 +1,124 @@
+"""The growth card: what growing kept, cost and saved, for result and report."""
+
+import json
+import pathlib
+from typing import Any
+
+from efficient_llm.ligo import ledger
+from efficient_llm.ligo.config import LigoConfig
+from efficient_llm.models import transformer
+from efficient_llm.training import metrics, sections, task
+
+FILE_NAME = 'growth.json'
+
+
+def describe(
+  config: LigoConfig, workdir: pathlib.Path, outcome: task.Outcome
+) -> tuple[dict[str, Any], list[sections.Section]]:
+  """What result.json and the report say of the growth.
+
+  Args:
+    config: The run.
+    workdir: Its folder, with the card that was written at growth.
+    outcome: Of the large model's training.
+  """
+  found = json.loads((workdir / FILE_NAME).read_bytes())
+  flops_per_token = transformer.flops_per_token(
+    config.model, num_tokens=config.data.sequence_length
+  )
+  found['operator_flops'] = found['operator_tokens'] * flops_per_token
+  found['small_flops'] = _read(config.small).get('flops')
+  shown: list[sections.Section] = [_table(found)]
+  if config.scratch:
+    grown = curve(workdir, first=found.get('grown_loss'))
+    scratch = curve(pathlib.Path(config.scratch))
+    if grown is not None and scratch is not None:
+      saved = _saving(found, grown, scratch, flops_per_token)
+      found |= saved
+      shown.append(_savings_table(saved))
+  del outcome
+  return {'growth': found}, shown
+
+
+def curve(
+  workdir: pathlib.Path, *, first: float | None = None
+) -> ledger.Curve | None:
+  """Validation losses of a run by tokens; None if it made none.
+
+  Args:
+    workdir: Its folder.
+    first: Loss before the first step.
+  """
+  records = metrics.read_metrics(workdir, kind='eval')
+  points = [(x['tokens'], x['loss']) for x in records if 'loss' in x]
+  if first is not None:
+    points = [(0.0, first), *points]
+  if not points:
+    return None
+  tokens, losses = zip(*points, strict=True)
+  return ledger.Curve(tokens, losses)
+
+
+def _saving(
+  found: dict[str, Any],
+  grown: ledger.Curve,
+  scratch: ledger.Curve,
+  flops_per_token: float,
+) -> dict[str, Any]:
+  """In tokens of the large model, which its FLOPs are a multiple of."""
+  small = found['small_flops']
+  saved = ledger.saving(
+    grown,
+    scratch,
+    operator=found['operator_tokens'],
+    small=None if small is None else small / flops_per_token,
+  )
+  if saved is None:
+    return {}
+  return {
+    'compared_at_loss': saved.loss,
+    'reached_scratch': saved.reached,
+    'warm_flops_saving': saved.warm,
+    'cold_flops_saving': saved.cold,
+    'break_even_uses': saved.break_even,
+  }
+
+
+def _table(found: dict[str, Any]) -> sections.Table:
+  reason = found['loss_of_function']
+  rows = [
+    ('method', found['method'], ''),
+    ('keeps the function', 'no' if reason else 'yes', reason or ''),
+    (
+      'largest difference of logits',
+      found.get('function_error', 'no validation text'),
+      'share of the largest logit',
+    ),
+    ('steps of the operator', found['operator_steps'], ''),
+    ('cost of the operator', found['operator_flops'], 'FLOPs'),
+    ('training of the operator', found['operator_secs'], 'seconds'),
+  ]
+  for name, what in (
+    ('small_loss', 'the small model'),
+    ('begun_loss', 'grown, operator not learned'),
+    ('grown_loss', 'grown'),
+  ):
+    if name in found:
+      rows.append((f'validation loss: {what}', found[name], 'nats a token'))
+  return sections.Table('Growth card', ('what', 'value', 'unit or note'), rows)
+
+
+def _savings_table(saved: dict[str, Any]) -> sections.Table:
+  rows = [(name.replace('_', ' '), value) for name, value in saved.items()]
+  return sections.Table(
+    'Saved against training from nothing',
+    ('what', 'value'),
+    rows,
+    note='Warm counts operator and large model, cold the small model too; '
+    'where scratch is not reached, at the loss that was.',
+  )
+
+
+def _read(folder: str) -> dict[str, Any]:
+  path = pathlib.Path(folder) / 'result.json'
+  return json.loads(path.read_bytes()) if path.is_file() else {}

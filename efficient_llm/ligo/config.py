@@ -1,0 +1,122 @@
+"""How a growth operator begins and is learned, and the run around it."""
+
+import dataclasses
+from typing import Literal
+
+from efficient_llm import optimizer as optimizer_lib
+from efficient_llm import typing
+from efficient_llm.training.config import PretrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+  """How the operator begins.
+
+  Attributes:
+    depth: Which small layer a layer of the large model comes from: 'stack' the
+      whole model again, 'interpolate' each layer several times, 'top' the upper
+      layers again, 'overlap' all but the last ones and all but the first ones;
+      'identity' as 'interpolate', where all but the first of equal layers add
+      nothing to the residual stream.
+    width: What new width starts as: 'zero' nothing is read of it, 'copy' it
+      repeats the small model's, 'average' new places of the residual stream
+      hold the mean of all, 'mix' every new row is a random mean of rows,
+      'fresh' random weights all over.
+    copies: Of which units 'copy' makes copies: 'cyclic' all in turn, 'random'
+      ones drawn by chance.
+    split: What reads copies shares their weight among them, so that their sum
+      stays; otherwise it reads all in full.
+    fresh: With 'zero' and 'average', what may be anything without changing the
+      function starts at random, not at zero.
+    noise: Of what reads copies, in units of a fresh start's standard deviation;
+      it sums to zero over the copies of a unit.
+    advanced: New columns come from the layer above (AKI).
+    depth_noise: Layers that a layer does not come from get random weights up to
+      this before all are scaled to sum to 1.
+  """
+
+  depth: Literal['stack', 'interpolate', 'top', 'overlap', 'identity'] = 'stack'
+  width: Literal['zero', 'copy', 'average', 'mix', 'fresh'] = 'zero'
+  copies: Literal['cyclic', 'random'] = 'cyclic'
+  split: bool = True
+  fresh: bool = True
+  noise: float = 0.0
+  advanced: bool = False
+  depth_noise: float = 0.0
+
+  def validate(self) -> None:
+    """Checks ranges; raises ValueError with one line."""
+    typing.check_choices(self, name='method')
+    for name in ('noise', 'depth_noise'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise ValueError(
+          f'method.{name}={getattr(self, name)} must be 0 or more; raise it.'
+        )
+    if self.width != 'copy' and (self.noise or self.advanced):
+      raise ValueError(
+        f"method.noise and method.advanced need method.width='copy', is "
+        f'{self.width!r}; change one of them.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnConfig:
+  """How the operator is learned, on the large model's loss.
+
+  Attributes:
+    num_steps: Updates of the operator; 0 leaves it as it begins.
+    batch_size: Sequences of a batch; as in training where None.
+    tie: What reads an axis and norms follow what writes it, as in the paper; or
+      all have matrices of their own ('free'), without which Net2Net is none of
+      the operators.
+    optimizer: Of the operator, whose matrices do not decay.
+  """
+
+  num_steps: int = 0
+  batch_size: int | None = None
+  tie: Literal['paper', 'free'] = 'free'
+  optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
+    learning_rate=3e-3, schedule='wsd', warmup_steps=0, weight_decay=0.0
+  )
+
+  def validate(self) -> None:
+    """Checks ranges; raises ValueError with one line."""
+    typing.check_choices(self, name='learn')
+    if self.num_steps < 0:
+      raise ValueError(
+        f'learn.num_steps={self.num_steps} must be 0 or more; raise it.'
+      )
+    if self.batch_size is not None and self.batch_size < 1:
+      raise ValueError(
+        f'learn.batch_size={self.batch_size} must be at least 1; raise it.'
+      )
+    self.optimizer.validate()
+
+
+@dataclasses.dataclass(frozen=True)
+class LigoConfig(PretrainConfig):
+  """A pre-training run whose model grows out of a smaller one.
+
+  Attributes:
+    small: Folder of the small model's run.
+    method: Name in `methods.METHODS`: how the operator begins.
+    learn: How it is learned; with learn.num_steps=0 the method is all.
+    moments: Whether the optimiser's moments grow too.
+    scratch: Folder of a run of the large model from nothing, which the report
+      compares with; empty for none.
+  """
+
+  small: str = ''
+  method: str = 'stack'
+  learn: LearnConfig = LearnConfig()
+  moments: bool = False
+  scratch: str = ''
+
+  def validate(self) -> None:
+    """Checks every part and the rules across them, before any compilation."""
+    if not self.small:
+      raise ValueError(
+        "small must name the folder of the small model's run; set "
+        '--config.small=out/pretrain.'
+      )
+    super().validate()

@@ -1,0 +1,158 @@
+"""Learns a growth operator on the large model's loss; the small model rests."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from efficient_llm import optimizer as optimizer_lib
+from efficient_llm import sharding, typing
+from efficient_llm.ligo import operator as operator_lib
+from efficient_llm.ligo.config import LearnConfig
+from efficient_llm.models import attention, transformer
+from efficient_llm.models.config import TransformerConfig
+from efficient_llm.training import objectives, step
+from efficient_llm.training import state as state_lib
+
+# What follows which matrix where ties are the paper's (algorithm 1).
+_FOLLOWS = {
+  'embed.read': 'embed.out',
+  'embed.norm': 'embed.out',
+  'embed.norm_bias': 'embed.out',
+  'embed.head': 'embed.out',
+  'embed.head_bias': 'embed.out',
+  'mlp.read': 'mlp.out',
+  'value.read': 'value.out',
+}
+
+# (state, batch, small params) -> (state, metrics), donating the state.
+LearnStep = Callable[
+  [state_lib.TrainState, typing.Batch, typing.Params],
+  tuple[state_lib.TrainState, typing.Metrics],
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """The compiled-on-first-use functions of a growth and what they work on.
+
+  Attributes:
+    learn_step: (state, batch, small params) -> (state, metrics).
+    grow: (operator's parameters, small params) -> large params, sharded.
+    operator: Of the operator's parameters.
+    first_state: Makes the state before the first step.
+    abstract_state: Its shapes, dtypes and shardings.
+  """
+
+  learn_step: LearnStep
+  operator: Callable[[typing.Params], operator_lib.Operator]
+  first_state: Callable[[], state_lib.TrainState]
+  abstract_state: state_lib.TrainState
+
+
+def build(
+  config: LearnConfig,
+  small: TransformerConfig,
+  large: TransformerConfig,
+  begin: operator_lib.Operator,
+  mesh: Mesh,
+) -> Program:
+  """Puts operator, loss and optimiser together; compiles nothing yet.
+
+  Args:
+    config: How it is learned.
+    small: The small model.
+    large: The large model.
+    begin: Where learning begins; of one term.
+    mesh: The devices. The operator lies whole on each, the grown parameters as
+      the large model's do.
+  Raises:
+    ValueError: If the operator has several terms.
+  """
+  if len(begin.terms) != 1:
+    raise ValueError(
+      f'An operator of {len(begin.terms)} terms cannot be learned; choose '
+      'another --config.method or set --config.learn.num_steps=0.'
+    )
+  large = dataclasses.replace(
+    large,
+    attention_implementation=attention.choose(
+      large.attention_implementation, mesh.devices.flat[0].platform
+    ),
+  )
+  params = parameters(begin, tie=config.tie)
+  axes = jax.tree.map(lambda _: typing.LogicalAxes(), params)
+  optimizer = optimizer_lib.make_optimizer(
+    config.optimizer, axes, num_steps=max(config.num_steps, 1)
+  )
+  loss_fn = objectives.language_model_loss(large)
+  placed = sharding.param_shardings(
+    mesh,
+    transformer.logical_axes(large),
+    transformer.abstract_params(large),
+  )
+
+  def as_operator(params: typing.Params) -> operator_lib.Operator:
+    return _operator(params, begin)
+
+  def learn_step(
+    state: state_lib.TrainState,
+    batch: typing.Batch,
+    small_params: typing.Params,
+  ) -> tuple[state_lib.TrainState, typing.Metrics]:
+    def loss(params: Any, batch: Any, key: Any) -> objectives.Loss:
+      grown = operator_lib.grow(small, small_params, as_operator(params))
+      grown = jax.lax.with_sharding_constraint(grown, placed)
+      return loss_fn(grown, batch, key)
+
+    return step.make_train_step(loss, optimizer)(state, batch)
+
+  def first_state() -> state_lib.TrainState:
+    return state_lib.create(params, optimizer, jax.random.key(0))
+
+  whole = sharding.replicated(mesh)
+  shapes = jax.eval_shape(first_state)
+  shardings = jax.tree.map(lambda _: whole, shapes)
+  return Program(
+    learn_step=jax.jit(
+      learn_step,
+      in_shardings=(shardings, sharding.batch_sharding(mesh), None),
+      out_shardings=(shardings, None),
+      donate_argnums=0,
+    ),
+    operator=as_operator,
+    first_state=jax.jit(first_state, out_shardings=shardings),
+    abstract_state=state_lib.abstract(shapes, shardings),
+  )
+
+
+def parameters(begin: operator_lib.Operator, *, tie: str) -> dict[str, Any]:
+  """What is learned of an operator, as a tree of arrays.
+
+  Args:
+    begin: Of one term.
+    tie: As `LearnConfig.tie`.
+  """
+  (term,) = begin.terms
+  width = dict(term.width)
+  if tie == 'paper':
+    for name, other in _FOLLOWS.items():
+      # Grouped queries: what reads heads cannot follow what writes fewer.
+      if name in width and width[name].shape == width[other].shape:
+        del width[name]
+  return {'width': width, 'depth': dict(term.depth)}
+
+
+def _operator(
+  params: typing.Params, begin: operator_lib.Operator
+) -> operator_lib.Operator:
+  (term,) = begin.terms
+  width = dict(params['width'])
+  for name in term.width:
+    if name not in width:
+      width[name] = width[_FOLLOWS[name]]
+  return operator_lib.Operator(
+    (operator_lib.Term(width, params['depth']),), begin.added
+  )

@@ -1,0 +1,232 @@
+"""The growth operator: matrices for named axes, applied to every leaf at once.
+
+A leaf [layers, inputs, outputs] of the small model becomes
+
+    M(leaf) = sum over terms of  w (x) A (x) B  applied to it,  + added
+
+where w mixes layers (one matrix a module), A maps what the leaf reads and B
+what it writes. No rule here knows a layer by its place: which matrix an axis
+takes follows from its name, from whether the leaf reads or writes it, and from
+the module that the leaf belongs to. So LiGO, StackBERT, Net2Net and others are
+values of one `Operator`, and what is learned of it is a choice of leaves.
+
+Heads grow, a head's size does not, so rotary pairs stay pairs.
+Source: Wang et al. 2023, LiGO, equations 5 to 8, arXiv:2303.00980. Differs: A
+need not be the transpose of B, without which no Net2Net is a special case.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from efficient_llm import typing
+from efficient_llm.models import transformer
+
+# Axes along which nothing grows.
+_FIXED = ('vocab', 'positions', 'token_types', 'head_dim')
+# What an axis may take; see `map_name`.
+MAPS = (
+  'embed.out',
+  'embed.read',
+  'embed.norm',
+  'embed.norm_bias',
+  'embed.head',
+  'embed.head_bias',
+  'mlp.out',
+  'mlp.read',
+  'query.out',
+  'key.out',
+  'value.out',
+  'value.read',
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """One product of matrices.
+
+  Attributes:
+    width: [large, small] by name of `MAPS`; [layers, large, small] where every
+      layer of the large model has its own. An axis without one keeps its size.
+      Heads may be mapped together with their insides: [N H, N H].
+    depth: [layers of the large, of the small] by module ('query', 'down' …);
+      empty where the number of layers stays.
+  """
+
+  width: Mapping[str, jax.Array]
+  depth: Mapping[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Operator:
+  """What makes a large model's parameters of a small one's.
+
+  Attributes:
+    terms: Summed up. Those behind the first are for what writes axes that grow;
+      all else has the whole of itself in the first.
+    added: Of the large model's structure: what is not made of the small model,
+      such as new rows that start at random; None for nothing.
+  """
+
+  terms: tuple[Term, ...]
+  added: Any = None
+
+
+def identity() -> Operator:
+  """The operator that returns the small model."""
+  return Operator((Term({}, {}),))
+
+
+def grow(
+  config: transformer.TransformerConfig, params: Any, operator: Operator
+) -> typing.Params:
+  """Makes the large model's parameters.
+
+  Args:
+    config: The small model.
+    params: Its parameters, or a tree of the same structure (moments).
+    operator: What is applied.
+  Returns:
+    Float32, in the same structure.
+  """
+
+  def grow_leaf(path: Any, leaf: jax.Array, axes: typing.LogicalAxes) -> Any:
+    keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    names = _maps_of(config, keys, axes)
+    first, *others = operator.terms
+    grown = _apply(leaf, axes, names, keys[-2], first)
+    for term in others:
+      # What writes no axis that grows has all of itself in the first term.
+      if any(name in term.width for name in names[-len(axes.outputs) :]):
+        grown += _apply(leaf, axes, names, keys[-2], term)
+    return grown
+
+  grown = jax.tree_util.tree_map_with_path(
+    grow_leaf, params, transformer.logical_axes(config)
+  )
+  if operator.added is not None:
+    grown = jax.tree.map(jnp.add, grown, operator.added)
+  return grown
+
+
+def leaf_maps(
+  config: transformer.TransformerConfig,
+) -> dict[str, tuple[str | None, ...]]:
+  """For every leaf, by its path joined with slashes, the map of every axis.
+
+  The axis of layers and those that never grow have None.
+  """
+  found = {}
+  axes = transformer.logical_axes(config)
+  for path, leaf in jax.tree_util.tree_flatten_with_path(axes)[0]:
+    keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    found['/'.join(keys)] = _maps_of(config, keys, leaf)
+  return found
+
+
+def square(operator: Operator) -> Operator:
+  """The operator whose matrices are squared element by element, for variances.
+
+  Exact for independent elements of mean zero: the variance of a weighted sum
+  has the squared weights.
+  """
+  terms = jax.tree.map(jnp.square, operator.terms)
+  return Operator(terms)
+
+
+def _maps_of(
+  config: transformer.TransformerConfig,
+  keys: Sequence[str],
+  axes: typing.LogicalAxes,
+) -> tuple[str | None, ...]:
+  """The map of each axis of a leaf."""
+  before = [None] * len(axes.stack)
+  reads = [_map_name(config, keys, name, 'read') for name in axes.inputs]
+  writes = [_map_name(config, keys, name, 'out') for name in axes.outputs]
+  return (*before, *reads, *writes)
+
+
+def _map_name(
+  config: transformer.TransformerConfig,
+  keys: Sequence[str],
+  axis: str,
+  role: str,
+) -> str | None:
+  if axis in _FIXED:
+    return None
+  if axis == 'embed':
+    return _embed_map(config, keys, role)
+  if axis in ('heads', 'kv_heads'):
+    # Only the output matrix reads heads, and it reads values.
+    module = 'value' if role == 'read' else keys[-2]
+    return f'{module}.{role}'
+  return f'{axis}.{role}'
+
+
+def _embed_map(
+  config: transformer.TransformerConfig, keys: Sequence[str], role: str
+) -> str:
+  module, kind = keys[-2:]
+  if role == 'read' or not module.endswith('norm'):
+    return f'embed.{role}'
+  # A tied table cannot be mapped as a matrix that reads: the norm before it is.
+  last = 'head' if config.mlm_head else 'final_norm'
+  is_before_head = config.tie_embeddings and keys[0] == last
+  name = 'embed.head' if is_before_head else 'embed.norm'
+  return name if kind == 'scale' else f'{name}_bias'
+
+
+def _apply(
+  leaf: jax.Array,
+  axes: typing.LogicalAxes,
+  names: Sequence[str | None],
+  module: str,
+  term: Term,
+) -> jax.Array:
+  """One term of one leaf, all axes in one einsum."""
+  matrices = [term.width.get(name) if name else None for name in names]
+  joined = next(
+    (
+      i
+      for i, matrix in enumerate(matrices)
+      if matrix is not None and matrix.shape[-1] != leaf.shape[i]
+    ),
+    None,
+  )
+  head_dim = 1
+  if joined is not None:
+    # Heads mapped together with their insides, which are the next axis.
+    head_dim = leaf.shape[joined + 1]
+    leaf = leaf.reshape(*leaf.shape[:joined], -1, *leaf.shape[joined + 2 :])
+    del matrices[joined + 1]
+  if axes.stack and module in term.depth:
+    matrices[0] = term.depth[module]
+  small = [chr(ord('a') + i) for i in range(leaf.ndim)]
+  large = [
+    s if matrix is None else s.upper()
+    for s, matrix in zip(small, matrices, strict=True)
+  ]
+  operands, subscripts = [leaf], [''.join(small)]
+  for i, matrix in enumerate(matrices):
+    if matrix is not None:
+      # Matrices of every layer share the axis of layers.
+      of_layer = large[0] if matrix.ndim == 3 else ''
+      operands.append(matrix)
+      subscripts.append(of_layer + large[i] + small[i])
+  grown = leaf
+  if len(operands) > 1:
+    grown = jnp.einsum(
+      f'{",".join(subscripts)}->{"".join(large)}',
+      *operands,
+      optimize='optimal',
+      precision=jax.lax.Precision.HIGHEST,
+    )
+  if joined is not None:
+    before, after = grown.shape[:joined], grown.shape[joined + 1 :]
+    grown = grown.reshape(*before, -1, head_dim, *after)
+  return grown

@@ -1,0 +1,37 @@
+"""The byte-level model of 1 M parameters grown to twice its layers.
+
+Paper:    Wang et al. 2023, LiGO, arXiv:2303.00980
+Command:  ./run.sh && ./run.sh python -m experiments.ligo \
+              --config.small=out/pretrain --workdir=out/ligo
+          the small model first; --config.method=… for another method
+Hardware: two CPU cores
+Time:     about six minutes
+"""
+
+import dataclasses
+
+from efficient_llm import optimizer
+from efficient_llm.data import pipeline
+from efficient_llm.ligo.config import LigoConfig
+from efficient_llm.models import presets
+from efficient_llm.training import checkpoint, loop
+
+
+def get_config() -> LigoConfig:
+  """Ten layers out of five, on the text that the small model learned from."""
+  small = presets.get('ladder_1m')
+  return LigoConfig(
+    small='out/pretrain',
+    method='stack',
+    model=dataclasses.replace(small, num_layers=10, scan_unroll=10),
+    data=pipeline.DataConfig(sequence_length=128, batch_size=16),
+    optimizer=optimizer.OptimizerConfig(
+      learning_rate=4e-3, warmup_steps=50, schedule='wsd', decay_fraction=0.3
+    ),
+    loop=loop.LoopConfig(
+      num_steps=400,
+      eval_every=50,
+      eval_batches=32,
+      checkpoint=checkpoint.CheckpointConfig(every_steps=100),
+    ),
+  )
