@@ -2,33 +2,47 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from efficient_llm.ligo import ledger
 from efficient_llm.ligo.config import LigoConfig
 from efficient_llm.models import transformer
-from efficient_llm.training import metrics, sections, task
+from efficient_llm.training import metrics, sections
 
 FILE_NAME = 'growth.json'
+_PROBE = ('name', 'loss', 'tokens', 'secs')
 
 
 def describe(
-  config: LigoConfig, workdir: pathlib.Path, outcome: task.Outcome
+  config: LigoConfig, workdir: pathlib.Path, probes: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[sections.Section]]:
   """What result.json and the report say of the growth.
 
   Args:
     config: The run.
     workdir: Its folder, with the card that was written at growth.
-    outcome: Of the large model's training.
+    probes: Trials of methods before it.
   """
   found = json.loads((workdir / FILE_NAME).read_bytes())
   flops_per_token = transformer.flops_per_token(
     config.model, num_tokens=config.data.sequence_length
   )
+  found['probes'] = list(probes)
+  found['probe_tokens'] = sum(probe['tokens'] for probe in probes)
   found['operator_flops'] = found['operator_tokens'] * flops_per_token
   found['small_flops'] = _read(config.small).get('flops')
   shown: list[sections.Section] = [_table(found)]
+  if probes:
+    rows = [[probe[name] for name in _PROBE] for probe in probes]
+    shown.append(
+      sections.Table(
+        'Trials of methods',
+        ('method', 'validation loss', 'tokens', 'seconds'),
+        rows,
+        note="The lowest loss was chosen; all tokens count as the operator's.",
+      )
+    )
   if config.scratch:
     grown = curve(workdir, first=found.get('grown_loss'))
     scratch = curve(pathlib.Path(config.scratch))
@@ -36,7 +50,6 @@ def describe(
       saved = _saving(found, grown, scratch, flops_per_token)
       found |= saved
       shown.append(_savings_table(saved))
-  del outcome
   return {'growth': found}, shown
 
 
@@ -70,7 +83,7 @@ def _saving(
   saved = ledger.saving(
     grown,
     scratch,
-    operator=found['operator_tokens'],
+    operator=found['operator_tokens'] + found['probe_tokens'],
     small=None if small is None else small / flops_per_token,
   )
   if saved is None:

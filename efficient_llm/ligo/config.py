@@ -94,12 +94,45 @@ class LearnConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+  """The trials from which method='auto' chooses.
+
+  Attributes:
+    candidates: Methods; '+learn' behind one learns its operator.
+    num_steps: Of training in each.
+  """
+
+  candidates: tuple[str, ...] = (
+    'stack',
+    'interpolate',
+    'noisy_clone',
+    'ligo_released+learn',
+  )
+  num_steps: int = 40
+
+  def check(self, *, learn: LearnConfig) -> None:
+    """Raises ValueError if a setting breaks a rule, in one line."""
+    if not self.candidates or self.num_steps < 1:
+      raise ValueError(
+        f'probe.candidates={self.candidates} and probe.num_steps='
+        f'{self.num_steps} must be one at least.'
+      )
+    if not learn.num_steps and any('+' in name for name in self.candidates):
+      raise ValueError(
+        f'probe.candidates={self.candidates} learn an operator, for which '
+        'learn.num_steps must be at least 1; set it, or leave +learn out.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class LigoConfig(PretrainConfig):
   """A pre-training run whose model grows out of a smaller one.
 
   Attributes:
     small: Folder of the small model's run.
-    method: Name in `methods.METHODS`: how the operator begins.
+    method: Name in `methods.METHODS`: how the operator begins; or 'auto', the
+      best of some trials.
+    probe: The trials of 'auto'.
     learn: How it is learned; with learn.num_steps=0 the method is all.
     moments: Whether the optimiser's moments grow too.
     scratch: Folder of a run of the large model from nothing, which the report
@@ -108,6 +141,7 @@ class LigoConfig(PretrainConfig):
 
   small: str = ''
   method: str = 'stack'
+  probe: ProbeConfig = ProbeConfig()
   learn: LearnConfig = LearnConfig()
   moments: bool = False
   scratch: str = ''
@@ -119,4 +153,6 @@ class LigoConfig(PretrainConfig):
         "small must name the folder of the small model's run; set "
         '--config.small=out/pretrain.'
       )
+    if self.method == 'auto':
+      self.probe.check(learn=self.learn)
     super().validate()

@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
+from efficient_llm.ligo import layerwise
 from efficient_llm.ligo import operator as operator_lib
 from efficient_llm.ligo.config import LearnConfig
-from efficient_llm.models import attention, transformer
+from efficient_llm.models import attention
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import objectives, step
 from efficient_llm.training import state as state_lib
@@ -88,11 +89,6 @@ def build(
     config.optimizer, axes, num_steps=max(config.num_steps, 1)
   )
   loss_fn = objectives.language_model_loss(large)
-  placed = sharding.param_shardings(
-    mesh,
-    transformer.logical_axes(large),
-    transformer.abstract_params(large),
-  )
 
   def as_operator(params: typing.Params) -> operator_lib.Operator:
     return _operator(params, begin)
@@ -103,8 +99,9 @@ def build(
     small_params: typing.Params,
   ) -> tuple[state_lib.TrainState, typing.Metrics]:
     def loss(params: Any, batch: Any, key: Any) -> objectives.Loss:
-      grown = operator_lib.grow(small, small_params, as_operator(params))
-      grown = jax.lax.with_sharding_constraint(grown, placed)
+      grown = layerwise.grow(
+        small, small_params, as_operator(params), num_layers=large.num_layers
+      )
       return loss_fn(grown, batch, key)
 
     return step.make_train_step(loss, optimizer)(state, batch)

@@ -112,7 +112,7 @@ def _added(
 ) -> Any:
   """Fresh weights and noise, in the large model's structure."""
   has_free = method.fresh and method.width in ('zero', 'average')
-  if not (has_free or method.noise or method.width == 'fresh'):
+  if not axes or not (has_free or method.noise or method.width == 'fresh'):
     return None
   key = jax.random.key(int(rng.integers(2**31)))
   start = transformer.init(large, key)

@@ -94,11 +94,32 @@ def grow(
   Returns:
     Float32, in the same structure.
   """
+  axes = transformer.logical_axes(config)
+  grown = grow_part(config, params, axes, operator.terms)
+  if operator.added is not None:
+    grown = jax.tree.map(jnp.add, grown, operator.added)
+  return grown
+
+
+def grow_part(
+  config: transformer.TransformerConfig,
+  params: Any,
+  axes: Any,
+  terms: Sequence[Term],
+) -> Any:
+  """What terms make of some of the parameters, nothing added.
+
+  Args:
+    config: The small model.
+    params: Some branches of its parameters, under their names.
+    axes: Of the same branches.
+    terms: Of an operator.
+  """
 
   def grow_leaf(path: Any, leaf: jax.Array, axes: typing.LogicalAxes) -> Any:
     keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
     names = _maps_of(config, keys, axes)
-    first, *others = operator.terms
+    first, *others = terms
     grown = _apply(leaf, axes, names, keys[-2], first)
     for term in others:
       # What writes no axis that grows has all of itself in the first term.
@@ -106,12 +127,7 @@ def grow(
         grown += _apply(leaf, axes, names, keys[-2], term)
     return grown
 
-  grown = jax.tree_util.tree_map_with_path(
-    grow_leaf, params, transformer.logical_axes(config)
-  )
-  if operator.added is not None:
-    grown = jax.tree.map(jnp.add, grown, operator.added)
-  return grown
+  return jax.tree_util.tree_map_with_path(grow_leaf, params, axes)
 
 
 def leaf_maps(

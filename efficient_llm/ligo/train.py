@@ -4,6 +4,7 @@ READ FIRST of the package: `train` is what `experiments.ligo` calls. The stages
 have a folder each under the working directory, and a run that was stopped goes
 on in the stage it was in:
 
+    probes/         trials of several methods, where the best is asked for
     operator/       learning the growth operator, where that is asked for
     growth.json     the growth card: what was kept and what it cost
     checkpoints/    the large model, from its first step on
@@ -21,12 +22,13 @@ import jax.numpy as jnp
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
 from efficient_llm.data import pipeline
-from efficient_llm.ligo import card, learning, methods, pair
+from efficient_llm.ligo import auto, card, learning, methods, pair
 from efficient_llm.ligo import operator as operator_lib
 from efficient_llm.ligo import state as growth_state
 from efficient_llm.ligo.config import LigoConfig
 from efficient_llm.models import transformer
 from efficient_llm.training import (
+  batch_layout,
   datasets,
   evaluation,
   objectives,
@@ -51,6 +53,16 @@ def train(
   """
   config.validate()
   workdir = pathlib.Path(workdir)
+  probes: list[dict[str, Any]] = []
+  if config.method == 'auto':
+    found = auto.choose(
+      config,
+      lambda trial, folder: train(trial, workdir=folder),
+      workdir=workdir,
+    )
+    if isinstance(found, loop_lib.Outcome):
+      return found
+    config, probes = found
   small = trained_run.find(config.small, name='small')
   pair.check(small.model, config.model)
   if config.moments:
@@ -67,7 +79,7 @@ def train(
     beginning=pretrain.Beginning(
       title='Growth',
       make_state=functools.partial(stage.first_state, learned),
-      describe=functools.partial(card.describe, config, workdir),
+      describe=functools.partial(card.describe, config, workdir, probes),
     ),
   )
 
@@ -108,9 +120,10 @@ class _Stage:
       batch_size=config.learn.batch_size or config.data.batch_size,
     )
     dataset, _ = self._open(data)
-    place = functools.partial(
-      sharding.to_global, sharding=sharding.batch_sharding(self._mesh)
-    )
+    rows = sharding.batch_sharding(self._mesh)
+    batch_layout.check_batch_size(data.batch_size, rows, num_microbatches=1)
+    place = functools.partial(sharding.to_global, sharding=rows)
+    share = batch_layout.process_share(rows, data.batch_size)
     params = self._small.restore_params(self._abstract_small)
 
     def learn_step(
@@ -120,7 +133,7 @@ class _Stage:
 
     with (
       jax.set_mesh(self._mesh),
-      contextlib.closing(dataset.iterate()) as batches,
+      contextlib.closing(dataset.iterate(process=share)) as batches,
     ):
       return loop_lib.run(
         dataclasses.replace(
@@ -221,6 +234,9 @@ class _Stage:
             sharding.to_global, sharding=program.batch_sharding
           ),
           num_batches=config.loop.eval_batches,
+          process=batch_layout.process_share(
+            program.batch_sharding, config.data.batch_size
+          ),
         )['loss']
       batch = next(validation.iterate())
       found['function_error'] = self._function_error(
@@ -249,4 +265,13 @@ class _Stage:
   def _open(
     self, data: pipeline.DataConfig
   ) -> tuple[pipeline.Dataset, pipeline.Dataset | None]:
-    return datasets.open_both(data, cache_dir=self._workdir / 'cache')
+    found = datasets.open_both(data, cache_dir=self._workdir / 'cache')
+    ours = found[0].tokenizer.fingerprint
+    theirs = self._small.tokenizer['fingerprint']
+    if ours != theirs:
+      raise ValueError(
+        f'data.tokenizer={data.tokenizer!r} must be that of the small model, '
+        f'{self._small.tokenizer["name"]!r}, and has other tokens; set it, or '
+        'data.path to the text that it was made from.'
+      )
+    return found

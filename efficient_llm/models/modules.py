@@ -1,6 +1,11 @@
-"""Flax NNX modules as functions on nested dicts: make, bind, logical_axes."""
+"""Flax NNX modules as functions on nested dicts: make, bind, logical_axes.
 
+And layers that are made inside the scan, in place of stacked ones.
+"""
+
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -51,6 +56,39 @@ def logical_axes(kind: Kind, config: TransformerConfig) -> dict[str, Any]:
     config: The model.
   """
   return _structure(kind, config)[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerSource:
+  """Makes layers one by one inside the scan over them.
+
+  Stands where stacked layers do; no more than one of them ever exists.
+
+  With remat the backward pass makes each layer again in place of keeping it.
+
+  Attributes:
+    make: (shared, one layer's part) -> the parameters of that layer.
+    shared: What every layer is made of.
+    parts: Stacked along the leading axis, a part for each layer.
+  """
+
+  make: Callable[[Any, Any], Params] = dataclasses.field(
+    metadata={'static': True}
+  )
+  shared: Any
+  parts: Any
+
+
+def unpack_layers(layers: Any) -> tuple[Callable[[Any], Params], Any]:
+  """What makes a layer of its part, and the parts to scan over.
+
+  Args:
+    layers: A `LayerSource`, or stacked layers, which are their own parts.
+  """
+  if isinstance(layers, LayerSource):
+    return functools.partial(layers.make, layers.shared), layers.parts
+  return lambda part: part, layers
 
 
 @functools.lru_cache(maxsize=64)

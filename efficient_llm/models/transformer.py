@@ -116,7 +116,7 @@ def apply(
 
   Args:
     config: The model.
-    params: From `init` (or `unstack_layers`).
+    params: From `init` (or `unstack_layers`, or with a `modules.LayerSource`).
     tokens_BT: Token ids.
     positions_BT: Position of each token; by default its index, counted from the
       cache's length where there is a cache.
@@ -209,15 +209,17 @@ def _run_layers(
       x_BTD, cache = run(params, x_BTD, cache=cache, layer=index)
     return x_BTD, cache
 
-  def body(x_BTD: Array, params: Params) -> tuple[Array, None]:
-    return run(params, x_BTD)[0], None
+  make, parts = modules.unpack_layers(stack)
+
+  def body(x_BTD: Array, part: Any) -> tuple[Array, None]:
+    return run(make(part), x_BTD)[0], None
 
   if config.remat != 'none':
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     policy = dots if config.remat == 'dots' else None
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
   unroll = min(config.scan_unroll, config.num_layers)
-  return jax.lax.scan(body, x_BTD, stack, unroll=unroll)[0], None
+  return jax.lax.scan(body, x_BTD, parts, unroll=unroll)[0], None
 
 
 @typing.typed

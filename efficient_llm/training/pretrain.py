@@ -157,14 +157,12 @@ class Beginning:
   Attributes:
     title: Heading of the report.
     make_state: Program -> the state of step 0, where there is no checkpoint.
-    describe: Outcome -> what result.json and the report say beyond the usual.
+    describe: At the end, what result.json and the report say beyond the usual.
   """
 
   title: str
   make_state: Callable[[Program], state_lib.TrainState]
-  describe: Callable[
-    [loop_lib.Outcome], tuple[dict[str, Any], Sequence[sections.Section]]
-  ]
+  describe: Callable[[], tuple[dict[str, Any], Sequence[sections.Section]]]
 
 
 def train(
@@ -247,7 +245,7 @@ def train(
       title, more = 'Pre-training', ()
       if beginning:
         title = beginning.title
-        found, more = beginning.describe(outcome)
+        found, more = beginning.describe()
         result |= found
       results.finish(result, workdir=workdir, title=title, more=more)
   return outcome

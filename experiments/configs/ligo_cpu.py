@@ -5,7 +5,6 @@ Command:  ./run.sh && ./run.sh python -m experiments.ligo \
               --config.small=out/pretrain --workdir=out/ligo
           the small model first; --config.method=… for another method
 Hardware: two CPU cores
-Time:     about six minutes
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficient_llm.ligo import methods, operator
+from efficient_llm.ligo import layerwise, methods, operator
 from efficient_llm.models import transformer
 from tests.ligo import pairs
 from tests.models import architectures
@@ -114,6 +114,28 @@ def test_heads_may_be_mapped_with_their_insides() -> None:
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
     operator.grow(config, params, dense),
     operator.grow(config, params, shared),
+  )
+
+
+@ALL
+@pytest.mark.parametrize(
+  ('method', 'num_layers'), [('ligo_released', 3), ('aki', 2), ('lemon', 3)]
+)
+def test_layers_made_in_the_scan_are_those_made_at_once(
+  name: str, method: str, num_layers: int
+) -> None:
+  small, params = architectures.ARCHITECTURES[name], architectures.params(name)
+  large = pairs.large(name, width=pairs.HALF_MORE, num_layers=num_layers)
+  built = methods.build(methods.get(method), small, large)
+  tokens_BT = architectures.tokens(2, 5)
+  whole = operator.grow(small, params, built)
+  in_scan = layerwise.grow(small, params, built, num_layers=num_layers)
+  found = transformer.apply(large, in_scan, jnp.asarray(tokens_BT)).logits
+  np.testing.assert_allclose(
+    np.asarray(found),
+    np.asarray(architectures.forward(large, whole, tokens_BT).logits),
+    # Float32 rounding in logits of size about 10.
+    atol=1e-4,
   )
 
 

@@ -217,6 +217,7 @@ def test_ties_are_the_paper_s_where_wanted(folder: pathlib.Path) -> None:
     ({'small': ''}, 'config.small'),
     ({'small': 'nowhere'}, 'checkpoints'),
     ({'method': 'hope'}, 'stack'),
+    ({'method': 'auto'}, 'learn.num_steps'),
     ({'learn': _LEARN, 'method': 'aki'}, 'terms'),
     ({'model': dataclasses.replace(_LARGE, norm='layer')}, 'model.norm'),
     (
@@ -234,6 +235,32 @@ def test_what_cannot_be_grown_is_refused_in_one_line(
   with pytest.raises(ValueError, match=named) as caught:
     train.train(_config(folder, **change), workdir=tmp_path)
   assert '\n' not in str(caught.value)
+
+
+def test_auto_takes_the_best_of_its_trials_and_counts_them(
+  folder: pathlib.Path,
+) -> None:
+  probe = config_lib.ProbeConfig(
+    candidates=('direct_copy', 'staged', 'ligo_released+learn'), num_steps=2
+  )
+  config = _config(folder, method='auto', probe=probe, learn=_LEARN)
+  workdir = folder / 'auto'
+  train.train(config, workdir=workdir)
+  card = _card(workdir)
+  losses = {probe['name']: probe['loss'] for probe in card['probes']}
+  assert list(losses) == list(probe.candidates)
+  best = min(losses, key=lambda name: losses[name])
+  assert card['method'] == best.removesuffix('+learn')
+  tokens = [probe['tokens'] for probe in card['probes']]
+  # The operator's own steps are counted.
+  assert tokens[2] > tokens[0] == tokens[1] > 0
+  assert card['probe_tokens'] == sum(tokens)
+  # A second call trains nothing again.
+  report = (workdir / 'probes' / 'staged' / 'report.html').stat().st_mtime_ns
+  train.train(config, workdir=workdir)
+  again = (workdir / 'probes' / 'staged' / 'report.html').stat().st_mtime_ns
+  assert again == report
+  assert 'Trials of methods' in (workdir / 'report.html').read_text()
 
 
 def test_moments_are_carried_over_into_the_run(folder: pathlib.Path) -> None:
