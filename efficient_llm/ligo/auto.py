@@ -8,14 +8,18 @@ Source: Pan et al. 2024, LAG, arXiv:2406.02469.
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from efficient_llm.ligo import card
+import jax
+
+from efficient_llm.ligo import card, learning, methods
 from efficient_llm.ligo.config import LigoConfig
+from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import loop as loop_lib
-from efficient_llm.training import strict_json
+from efficient_llm.training import processes, strict_json
 
 _FOLDER = 'probes'
 _LEARNED = '+learn'
@@ -25,6 +29,7 @@ def choose(
   config: LigoConfig,
   run: Callable[[LigoConfig, pathlib.Path], loop_lib.Outcome],
   *,
+  small: TransformerConfig,
   workdir: pathlib.Path,
 ) -> tuple[LigoConfig, list[dict[str, Any]]] | loop_lib.Outcome:
   """The configuration with the best method, and what the trials were.
@@ -32,18 +37,27 @@ def choose(
   Args:
     config: With method='auto'.
     run: Grows and trains as a configuration says, in a folder.
+    small: The small model.
     workdir: Of the run; trials have folders of their own in it.
   Returns:
     The outcome of a trial that was stopped, in place of both.
+  Raises:
+    ValueError: If a candidate is no method for this pair, before any trial.
   """
   folder = workdir / _FOLDER
   chosen = folder / 'chosen.json'
-  if chosen.is_file():
-    found = json.loads(chosen.read_bytes())
+  found = processes.on_first(
+    lambda: json.loads(chosen.read_bytes()) if chosen.is_file() else None
+  )
+  if found is not None:
     return _candidate(config, found['name']), found['probes']
+  for name in config.probe.candidates:
+    _check(_candidate(config, name), small)
   probes: list[dict[str, Any]] = []
   for name in config.probe.candidates:
-    trial = _trial(_candidate(config, name), config.probe.num_steps)
+    trial = _trial(
+      _candidate(config, name), config.probe.num_steps, workdir=workdir
+    )
     outcome = run(trial, folder / name)
     if outcome.stopped_by is not None:
       return outcome
@@ -56,9 +70,14 @@ def choose(
         'secs': outcome.train_secs + growth['operator_secs'],
       }
     )
-  best = min(probes, key=lambda probe: probe['loss'])['name']
-  text = strict_json.to_json({'name': best, 'probes': probes}, indent=2)
-  strict_json.write_atomically(chosen, text)
+  # Anything is better than a loss that is not a number.
+  best = min(
+    probes,
+    key=lambda x: x['loss'] if math.isfinite(x['loss']) else math.inf,
+  )['name']
+  if jax.process_index() == 0:
+    text = strict_json.to_json({'name': best, 'probes': probes}, indent=2)
+    strict_json.write_atomically(chosen, text)
   return _candidate(config, best), probes
 
 
@@ -71,12 +90,28 @@ def _candidate(config: LigoConfig, name: str) -> LigoConfig:
   )
 
 
-def _trial(config: LigoConfig, num_steps: int) -> LigoConfig:
+def _check(candidate: LigoConfig, small: TransformerConfig) -> None:
+  """Refuses what could not be run."""
+  operator = methods.build(
+    methods.get(candidate.method), small, candidate.model, seed=candidate.seed
+  )
+  if candidate.learn.num_steps:
+    learning.check(operator)
+
+
+def _trial(
+  config: LigoConfig, num_steps: int, *, workdir: pathlib.Path
+) -> LigoConfig:
   """As the run begins, and no further."""
   return dataclasses.replace(
     config,
     scratch='',
     sample_prompts=(),
+    # One cache for all trials and the run itself.
+    data=dataclasses.replace(
+      config.data,
+      cache_dir=config.data.cache_dir or str(workdir.absolute() / 'cache'),
+    ),
     optimizer=dataclasses.replace(
       config.optimizer,
       schedule='constant',

@@ -8,7 +8,7 @@ from typing import Any
 from efficient_llm.ligo import ledger
 from efficient_llm.ligo.config import LigoConfig
 from efficient_llm.models import transformer
-from efficient_llm.training import metrics, sections
+from efficient_llm.training import metrics, sections, trained_run
 
 FILE_NAME = 'growth.json'
 _PROBE = ('name', 'loss', 'tokens', 'secs')
@@ -31,7 +31,7 @@ def describe(
   found['probes'] = list(probes)
   found['probe_tokens'] = sum(probe['tokens'] for probe in probes)
   found['operator_flops'] = found['operator_tokens'] * flops_per_token
-  found['small_flops'] = _read(config.small).get('flops')
+  found['small_flops'] = _flops(_read(config.small))
   shown: list[sections.Section] = [_table(found)]
   if probes:
     rows = [[probe[name] for name in _PROBE] for probe in probes]
@@ -49,8 +49,36 @@ def describe(
     if grown is not None and scratch is not None:
       saved = _saving(found, grown, scratch, flops_per_token)
       found |= saved
-      shown.append(_savings_table(saved))
+      if saved:
+        shown.append(_savings_table(saved))
   return {'growth': found}, shown
+
+
+def check_scratch(config: LigoConfig) -> None:
+  """Refuses a run that growing could not be compared with.
+
+  Raises:
+    ValueError: Naming what differs.
+  """
+  if not config.scratch:
+    return
+  run = trained_run.find(config.scratch, name='scratch')
+  if run.model.sizes != config.model.sizes:
+    raise ValueError(
+      f'scratch={config.scratch} must be of the large model, and has the sizes '
+      f'{run.model.sizes}; choose another.'
+    )
+  for name in ('sequence_length', 'tokenizer', 'objective'):
+    ours, theirs = getattr(config.data, name), getattr(run.data, name)
+    if ours != theirs:
+      raise ValueError(
+        f'scratch={config.scratch} has data.{name}={theirs!r}, this run '
+        f'{ours!r}; losses cannot be compared, choose another.'
+      )
+  if not (run.workdir / metrics.FILE_NAME).is_file():
+    raise ValueError(
+      f'scratch={config.scratch} must hold {metrics.FILE_NAME}; choose another.'
+    )
 
 
 def curve(
@@ -66,6 +94,8 @@ def curve(
   points = [(x['tokens'], x['loss']) for x in records if 'loss' in x]
   if first is not None:
     points = [(0.0, first), *points]
+  # One that is not finite is a string in the file.
+  points = [point for point in points if not isinstance(point[1], str)]
   if not points:
     return None
   tokens, losses = zip(*points, strict=True)
@@ -108,7 +138,7 @@ def _table(found: dict[str, Any]) -> sections.Table:
       'share of the largest logit',
     ),
     ('steps of the operator', found['operator_steps'], ''),
-    ('cost of the operator', found['operator_flops'], 'FLOPs'),
+    ('cost of the operator', found['operator_flops'], 'FLOPs, its map not'),
     ('training of the operator', found['operator_secs'], 'seconds'),
   ]
   for name, what in (
@@ -130,6 +160,19 @@ def _savings_table(saved: dict[str, Any]) -> sections.Table:
     note='Warm counts operator and large model, cold the small model too; '
     'where scratch is not reached, at the loss that was.',
   )
+
+
+def _flops(result: dict[str, Any]) -> float | None:
+  """Of a run and of all that it grew out of; None where one is unknown."""
+  own = result.get('flops')
+  if own is None or 'growth' not in result:
+    return own
+  growth = result['growth']
+  if growth['small_flops'] is None:
+    return None
+  per_token = own / max(result['num_tokens'], 1)
+  before = growth['small_flops'] + growth['operator_flops']
+  return own + before + growth['probe_tokens'] * per_token
 
 
 def _read(folder: str) -> dict[str, Any]:

@@ -117,6 +117,10 @@ class ProbeConfig:
         f'probe.candidates={self.candidates} and probe.num_steps='
         f'{self.num_steps} must be one at least.'
       )
+    if len(set(self.candidates)) < len(self.candidates):
+      raise ValueError(
+        f'probe.candidates={self.candidates} must differ; leave one out.'
+      )
     if not learn.num_steps and any('+' in name for name in self.candidates):
       raise ValueError(
         f'probe.candidates={self.candidates} learn an operator, for which '
@@ -130,6 +134,7 @@ class LigoConfig(PretrainConfig):
 
   Attributes:
     small: Folder of the small model's run.
+    small_step: Checkpoint of it; where None the newest at the first call.
     method: Name in `methods.METHODS`: how the operator begins; or 'auto', the
       best of some trials.
     probe: The trials of 'auto'.
@@ -140,6 +145,7 @@ class LigoConfig(PretrainConfig):
   """
 
   small: str = ''
+  small_step: int | None = None
   method: str = 'stack'
   probe: ProbeConfig = ProbeConfig()
   learn: LearnConfig = LearnConfig()
@@ -155,4 +161,9 @@ class LigoConfig(PretrainConfig):
       )
     if self.method == 'auto':
       self.probe.check(learn=self.learn)
+      if not self.data.validation_fraction and not self.data.validation_path:
+        raise ValueError(
+          "method='auto' compares validation losses; set "
+          'data.validation_fraction or data.validation_path.'
+        )
     super().validate()

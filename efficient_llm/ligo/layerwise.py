@@ -20,7 +20,8 @@ def grow(
   """As `operator.grow`, but each layer is made where the scan needs it.
 
   So neither the large model's layers nor their gradients ever exist all at
-  once. For forward and backward passes; `operator.grow` gives what can be kept.
+  once (`operator.added` does, where there is any). For forward and backward
+  passes; `operator.grow` gives what can be kept.
 
   Args:
     config: The small model.

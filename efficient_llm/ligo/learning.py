@@ -41,7 +41,6 @@ class Program:
 
   Attributes:
     learn_step: (state, batch, small params) -> (state, metrics).
-    grow: (operator's parameters, small params) -> large params, sharded.
     operator: Of the operator's parameters.
     first_state: Makes the state before the first step.
     abstract_state: Its shapes, dtypes and shardings.
@@ -59,6 +58,8 @@ def build(
   large: TransformerConfig,
   begin: operator_lib.Operator,
   mesh: Mesh,
+  *,
+  skip_nonfinite: bool = False,
 ) -> Program:
   """Puts operator, loss and optimiser together; compiles nothing yet.
 
@@ -67,16 +68,13 @@ def build(
     small: The small model.
     large: The large model.
     begin: Where learning begins; of one term.
+    skip_nonfinite: Leave the operator as it is where a loss is not finite.
     mesh: The devices. The operator lies whole on each, the grown parameters as
       the large model's do.
   Raises:
     ValueError: If the operator has several terms.
   """
-  if len(begin.terms) != 1:
-    raise ValueError(
-      f'An operator of {len(begin.terms)} terms cannot be learned; choose '
-      'another --config.method or set --config.learn.num_steps=0.'
-    )
+  check(begin)
   large = dataclasses.replace(
     large,
     attention_implementation=attention.choose(
@@ -104,7 +102,8 @@ def build(
       )
       return loss_fn(grown, batch, key)
 
-    return step.make_train_step(loss, optimizer)(state, batch)
+    one = step.make_train_step(loss, optimizer, skip_nonfinite=skip_nonfinite)
+    return one(state, batch)
 
   def first_state() -> state_lib.TrainState:
     return state_lib.create(params, optimizer, jax.random.key(0))
@@ -125,6 +124,15 @@ def build(
   )
 
 
+def check(begin: operator_lib.Operator) -> None:
+  """Raises ValueError if an operator cannot be learned."""
+  if len(begin.terms) != 1:
+    raise ValueError(
+      f'An operator of {len(begin.terms)} terms cannot be learned; choose '
+      'another --config.method or set --config.learn.num_steps=0.'
+    )
+
+
 def parameters(begin: operator_lib.Operator, *, tie: str) -> dict[str, Any]:
   """What is learned of an operator, as a tree of arrays.
 
@@ -137,7 +145,8 @@ def parameters(begin: operator_lib.Operator, *, tie: str) -> dict[str, Any]:
   if tie == 'paper':
     for name, other in _FOLLOWS.items():
       # Grouped queries: what reads heads cannot follow what writes fewer.
-      if name in width and width[name].shape == width[other].shape:
+      both = name in width and other in width
+      if both and width[name].shape == width[other].shape:
         del width[name]
   return {'width': width, 'depth': dict(term.depth)}
 

@@ -2,8 +2,10 @@
 
 A saving is 1 - cost / cost of training from nothing to the same loss (a speedup
 of 2 is a saving of one half). Warm counts the operator and the large model's
-steps; cold counts the small model's training too. Where growing does not reach
-scratch's last loss, both are taken at the loss that it does reach.
+steps; cold counts the small model's training too. The operator's steps count as
+the large model's; the map itself, a percent or less at usual batches, does not.
+Where growing does not reach scratch's last loss, both are taken at the loss
+that it does reach.
 Source: Wang et al. 2023, LiGO, table 1, counts warm; the cold column is ours.
 """
 
@@ -103,6 +105,9 @@ def saving(
     loss, reached = wanted, True
   else:
     loss, reached = min(grown.losses), False
+    if loss > scratch.losses[0]:
+      # What it cost scratch to come so far was not seen.
+      return None
     found = (grown.cost_of(loss) or 0.0) + operator, scratch.cost_of(loss)
   if found[1] is None or not found[1]:
     return None

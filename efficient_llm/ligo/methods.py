@@ -160,11 +160,16 @@ def loss_of_function(
     return 'copies are read in full'
   if 'embed' not in grown:
     return None
+  is_post = small.norm_placement == 'post'
+  if is_post and small.tie_embeddings and not small.mlm_head:
+    return 'no norm of its own stands before the tied head'
+  if method.width == 'average' and small.mlm_head:
+    return 'the head averages before its activation'
   if method.width == 'copy':
     if large.embed_dim % small.embed_dim or method.copies == 'random':
       return 'norms see units by how often they are copied'
     return None
-  if small.norm_placement == 'post':
+  if is_post:
     return 'a post-norm does not leave new width at rest'
   if method.width == 'zero' and small.norm == 'layer':
     return 'a mean over new width is another mean'

@@ -50,9 +50,9 @@ class Term:
   """One product of matrices.
 
   Attributes:
-    width: [large, small] by name of `MAPS`; [layers, large, small] where every
-      layer of the large model has its own. An axis without one keeps its size.
-      Heads may be mapped together with their insides: [N H, N H].
+    width: [large, small] by name of `MAPS`; [layers, large, small] for what is
+      in layers alone, where every large layer has its own. An axis without one
+      keeps its size. Heads may be mapped with their insides: [N H, N H].
     depth: [layers of the large, of the small] by module ('query', 'down' …);
       empty where the number of layers stays.
   """

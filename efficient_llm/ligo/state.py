@@ -78,11 +78,17 @@ def check_moments(
   Raises:
     ValueError: Naming both.
   """
-  name = _training(run)['optimizer']['name']
-  if config.name != name:
+  before = optimizer_lib.OptimizerConfig(**_training(run)['optimizer'])
+  if config.name != before.name:
     raise ValueError(
-      f'moments=True needs optimizer.name={name!r}, as of the small model, is '
-      f'{config.name!r}; change one of them.'
+      f'moments=True needs optimizer.name={before.name!r}, as of the small '
+      f'model, is {config.name!r}; change one of them.'
+    )
+  if (config.clip_norm is None) != (before.clip_norm is None):
+    # The optimiser's state is nested in another way.
+    raise ValueError(
+      f'moments=True needs optimizer.clip_norm to be None or not as in the '
+      f'small model ({before.clip_norm}), is {config.clip_norm}; change it.'
     )
 
 

@@ -5,14 +5,18 @@ have a folder each under the working directory, and a run that was stopped goes
 on in the stage it was in:
 
     probes/         trials of several methods, where the best is asked for
+    small.json      which checkpoint of the small model it is
     operator/       learning the growth operator, where that is asked for
     growth.json     the growth card: what was kept and what it cost
     checkpoints/    the large model, from its first step on
+
+Over 300 lines: the stages in their order, each of them short.
 """
 
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 from typing import Any
 
@@ -33,12 +37,16 @@ from efficient_llm.training import (
   evaluation,
   objectives,
   pretrain,
+  processes,
   step,
+  step_folders,
   strict_json,
   trained_run,
 )
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import state as state_lib
+
+_SMALL_FILE = 'small.json'
 
 
 def train(
@@ -53,20 +61,23 @@ def train(
   """
   config.validate()
   workdir = pathlib.Path(workdir)
+  _check_workdir(workdir)
+  small = _find_small(config, workdir)
+  pair.check(small.model, config.model)
+  if config.moments:
+    growth_state.check_moments(small, config.optimizer)
+  card.check_scratch(config)
   probes: list[dict[str, Any]] = []
   if config.method == 'auto':
     found = auto.choose(
-      config,
+      dataclasses.replace(config, small_step=small.step),
       lambda trial, folder: train(trial, workdir=folder),
+      small=small.model,
       workdir=workdir,
     )
     if isinstance(found, loop_lib.Outcome):
       return found
     config, probes = found
-  small = trained_run.find(config.small, name='small')
-  pair.check(small.model, config.model)
-  if config.moments:
-    growth_state.check_moments(small, config.optimizer)
   method = methods.get(config.method)
   begin = methods.build(method, small.model, config.model, seed=config.seed)
   stage = _Stage(config, small, begin, workdir)
@@ -82,6 +93,36 @@ def train(
       describe=functools.partial(card.describe, config, workdir, probes),
     ),
   )
+
+
+def _check_workdir(workdir: pathlib.Path) -> None:
+  """Refuses the folder of a run that did not begin with growth."""
+  if step_folders.steps(workdir / 'checkpoints') and not (
+    (workdir / card.FILE_NAME).is_file()
+  ):
+    raise ValueError(
+      f'--workdir={workdir} must be new or of a run that grew, and holds '
+      'another; choose another.'
+    )
+
+
+def _find_small(
+  config: LigoConfig, workdir: pathlib.Path
+) -> trained_run.TrainedRun:
+  """The small model as it was at the first call, though it trains on."""
+  path = workdir / _SMALL_FILE
+
+  def pinned() -> int | None:
+    if path.is_file():
+      return int(json.loads(path.read_bytes())['step'])
+    return config.small_step
+
+  step = processes.on_first(pinned)
+  small = trained_run.find(config.small, name='small', step=step)
+  if jax.process_index() == 0 and not path.is_file():
+    workdir.mkdir(parents=True, exist_ok=True)
+    strict_json.write_atomically(path, strict_json.to_json(small.describe()))
+  return small
 
 
 class _Stage:
@@ -105,7 +146,12 @@ class _Stage:
     self._program: learning.Program | None = None
     if config.learn.num_steps:
       self._program = learning.build(
-        config.learn, small.model, config.model, begin, self._mesh
+        config.learn,
+        small.model,
+        config.model,
+        begin,
+        self._mesh,
+        skip_nonfinite=config.loop.nonfinite == 'skip',
       )
 
   def learn(self) -> loop_lib.Outcome | None:
@@ -238,7 +284,7 @@ class _Stage:
             program.batch_sharding, config.data.batch_size
           ),
         )['loss']
-      batch = next(validation.iterate())
+      batch = validation.batch_at(0)
       found['function_error'] = self._function_error(
         small_params, grown['grown'], batch['tokens'][:1]
       )

@@ -116,7 +116,8 @@ def apply(
 
   Args:
     config: The model.
-    params: From `init` (or `unstack_layers`, or with a `modules.LayerSource`).
+    params: From `init` (or `unstack_layers`); without a cache, 'layers' may be
+      a `modules.LayerSource`.
     tokens_BT: Token ids.
     positions_BT: Position of each token; by default its index, counted from the
       cache's length where there is a cache.

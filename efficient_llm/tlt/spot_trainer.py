@@ -225,7 +225,7 @@ class SpotTrainer:
     start, effort = time.perf_counter(), self._effort
     state, policy = self._placed(self._policy, device)
     # When the event was last known not to be set.
-    latest = start
+    latest = None
     while not ended.is_set() and self.is_healthy and effort.num_steps < most:
       latest = time.perf_counter()
       batch = self.data.batch() if self._may_train(latest - start) else None
@@ -244,7 +244,7 @@ class SpotTrainer:
         self._publish(state)
       self._step_secs = time.perf_counter() - latest
       effort.secs += self._step_secs
-    if ended.is_set():
+    if latest is not None and ended.is_set():
       # At some moment of what was begun last.
       self._idle.add((latest + time.perf_counter()) / 2 - start)
     if self.is_healthy and effort.num_steps % self._config.publish_every:
@@ -254,8 +254,9 @@ class SpotTrainer:
     """Whether nobody has to wait for a training step, or one is overdue."""
     if self._config.mode == 'separate':
       return True
-    if self.staleness > self._config.max_staleness:
-      return not self._effort.num_steps
+    is_due = self.staleness > self._config.max_staleness
+    if is_due and not self._effort.num_steps:
+      return True
     return self._idle.has_room(elapsed_secs, self._step_secs)
 
   def _step(

@@ -19,7 +19,7 @@ import tensorboardX
 
 from efficient_llm.training import strict_json
 
-_FILE_NAME = 'metrics.jsonl'
+FILE_NAME = 'metrics.jsonl'
 _RESERVED = frozenset({'kind', 'step', 'time'})
 _NON_FINITE = {text: float(text) for text in ('nan', 'inf', '-inf')}
 
@@ -52,7 +52,7 @@ class MetricWriter:
     config: Mapping[str, Any] | None = None,
   ):
     self._workdir = pathlib.Path(workdir)
-    self._path = self._workdir / _FILE_NAME
+    self._path = self._workdir / FILE_NAME
     self._primary = primary
     self._with_tensorboard = tensorboard
     self._tensorboard: tensorboardX.SummaryWriter | None = None
@@ -173,7 +173,7 @@ def read_metrics(
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    path = path / _FILE_NAME
+    path = path / FILE_NAME
   return [
     {
       name: value if name in _RESERVED else _NON_FINITE.get(value, value)

@@ -48,8 +48,7 @@ def test_growth_that_costs_more_never_breaks_even() -> None:
 
 def test_a_loss_that_scratch_never_had_is_not_compared() -> None:
   grown = ledger.Curve([0, 100], [5.0, 4.0])
-  scratch = ledger.Curve([0, 100], [3.0, 2.9])
-  found = ledger.saving(grown, scratch, operator=0, small=0)
+  found = ledger.saving(grown, _SCRATCH, operator=0, small=0)
   assert found is None
 
 

@@ -1,6 +1,7 @@
 """Every method grows every architecture, and keeps the function it says."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -82,6 +83,30 @@ def test_the_function_is_kept_where_the_method_says_so(
   claims = methods.get(method)
   if claims.depth == 'identity' and name in architectures.DECODERS:
     assert kept
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'method'),
+  [
+    # A tied table without a norm of its own before it.
+    ('bert', {'mlm_head': False}, 'clone'),
+    # LEMON's own BERT, with the norm first.
+    ('bert', {'norm_placement': 'pre', 'num_layers': 2}, 'lemon'),
+  ],
+)
+def test_heads_that_cannot_keep_the_function_are_named(
+  name: str, change: dict[str, Any], method: str
+) -> None:
+  small = dataclasses.replace(architectures.ARCHITECTURES[name], **change)
+  large = dataclasses.replace(pairs.large(name, width=pairs.DOUBLE), **change)
+  setting = methods.get(method)
+  assert methods.loss_of_function(setting, small, large) is not None
+  params = transformer.init(small, jax.random.key(0))
+  grown = operator.grow(small, params, methods.build(setting, small, large))
+  tokens_BT = architectures.tokens(2, 9)
+  ours = architectures.forward(large, grown, tokens_BT).logits
+  theirs = architectures.forward(small, params, tokens_BT).logits
+  assert abs(np.asarray(ours) - np.asarray(theirs)).max() > 1e-3
 
 
 def test_an_overlap_is_of_both_ends() -> None:

@@ -194,6 +194,16 @@ def test_gradients_reach_the_operator_alone(folder: pathlib.Path) -> None:
   assert all(jax.tree.leaves(moved))
 
 
+def test_ties_of_the_paper_go_with_grouped_queries() -> None:
+  small = dataclasses.replace(
+    tiny.MODEL, num_heads=4, num_kv_heads=2, head_dim=4
+  )
+  large = dataclasses.replace(small, num_heads=8)
+  begin = methods.build(methods.get('ligo_released'), small, large)
+  learned = learning.parameters(begin, tie='paper')
+  assert set(learned['width']) == {'query.out', 'value.read'}
+
+
 def test_ties_are_the_paper_s_where_wanted(folder: pathlib.Path) -> None:
   run = trained_run.find(folder / 'small', name='small')
   begin = methods.build(methods.get('ligo_released'), run.model, _LARGE)
@@ -218,6 +228,15 @@ def test_ties_are_the_paper_s_where_wanted(folder: pathlib.Path) -> None:
     ({'small': 'nowhere'}, 'checkpoints'),
     ({'method': 'hope'}, 'stack'),
     ({'method': 'auto'}, 'learn.num_steps'),
+    (
+      {'method': 'auto', 'probe': config_lib.ProbeConfig(('stack', 'stack'))},
+      'must differ',
+    ),
+    (
+      {'method': 'auto', 'probe': config_lib.ProbeConfig(('stack', 'auto'))},
+      'Unknown method',
+    ),
+    ({'scratch': 'nowhere'}, 'scratch=.*nowhere'),
     ({'learn': _LEARN, 'method': 'aki'}, 'terms'),
     ({'model': dataclasses.replace(_LARGE, norm='layer')}, 'model.norm'),
     (
@@ -235,6 +254,39 @@ def test_what_cannot_be_grown_is_refused_in_one_line(
   with pytest.raises(ValueError, match=named) as caught:
     train.train(_config(folder, **change), workdir=tmp_path)
   assert '\n' not in str(caught.value)
+
+
+def test_a_run_that_did_not_grow_is_left_alone(folder: pathlib.Path) -> None:
+  with pytest.raises(ValueError, match='holds another'):
+    train.train(_config(folder), workdir=folder / 'small')
+
+
+def test_auto_needs_something_to_judge_by(
+  folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = _config(folder, method='auto', learn=_LEARN)
+  data = dataclasses.replace(config.data, validation_fraction=0.0)
+  with pytest.raises(ValueError, match='validation'):
+    train.train(dataclasses.replace(config, data=data), workdir=tmp_path)
+
+
+def test_moments_need_an_optimiser_of_the_same_build(
+  folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = _config(folder, method='staged', moments=True)
+  optim = dataclasses.replace(config.optimizer, clip_norm=None)
+  with pytest.raises(ValueError, match='clip_norm'):
+    train.train(dataclasses.replace(config, optimizer=optim), workdir=tmp_path)
+
+
+def test_the_small_model_stays_the_one_of_the_first_call(
+  folder: pathlib.Path,
+) -> None:
+  config = _config(folder, method='stack', small_step=8)
+  train.train(config, workdir=folder / 'pinned')
+  again = dataclasses.replace(config, small_step=None)
+  train.train(again, workdir=folder / 'pinned')
+  assert _card(folder / 'pinned')['small']['step'] == 8
 
 
 def test_auto_takes_the_best_of_its_trials_and_counts_them(
