@@ -39,6 +39,7 @@ from efficient_llm.speculative import (
   prefill,
   rounds,
   strategy,
+  strategy_config,
 )
 from efficient_llm.speculative import state as state_lib
 from efficient_llm.speculative import tree as tree_lib
@@ -249,7 +250,7 @@ def greedy_mismatches(
       if shape.sampled and not plan_drafter.samples:
         continue
       chooser = strategy.Strategy(
-        strategy.StrategyConfig(
+        strategy_config.StrategyConfig(
           name='fixed', arms=(shape.name,), thresholds=(1,)
         )
       )

@@ -34,7 +34,12 @@ import numpy as np
 from benchmarks import harness, hf_decoding, pass_cost, trained_pair
 from efficient_llm.models import sampling as sampling_lib
 from efficient_llm.models import transformer
-from efficient_llm.speculative import drafting, engine, strategy
+from efficient_llm.speculative import (
+  drafting,
+  engine,
+  strategy,
+  strategy_config,
+)
 from efficient_llm.speculative import generation as generation_lib
 
 _NUM_PROMPT, _NUM_NEW = 48, 128
@@ -63,7 +68,7 @@ def measure(
   prompts = pair.prompts(num_rows, num_tokens=_NUM_PROMPT)
   lengths = np.full(num_rows, _NUM_PROMPT, np.int32)
   sampling = sampling_lib.SamplingConfig(_NUM_NEW, temperature=temperature)
-  chooser = strategy.Strategy(strategy.CPU_COPYING)
+  chooser = strategy.Strategy(strategy_config.CPU_COPYING)
   plain = engine.Engine(pair.config, max_batch=batch_size)
   speculative = engine.Engine(
     pair.config,

@@ -40,7 +40,7 @@ from benchmarks import (
   tlt_peer,
   tlt_table,
 )
-from efficient_llm.speculative import strategy
+from efficient_llm.speculative import strategy_config
 from efficient_llm.tlt import start as start_lib
 from efficient_llm.tlt import trainer as trainer_lib
 from efficient_llm.tlt.config import TltConfig
@@ -70,7 +70,7 @@ def arms(config: TltConfig) -> dict[str, TltConfig]:
   )
   return {
     'plain': arm('off'),
-    'ngram': arm('ngram', strategy=strategy.CPU),
+    'ngram': arm('ngram', strategy=strategy_config.CPU),
     'frozen': arm('union'),
     'adaptive': arm('union', 'adaptive'),
     'separate': arm('union', 'separate'),

@@ -11,7 +11,7 @@ from absl import flags
 
 from efficient_llm.speculative import drafter_training
 from efficient_llm.training import processes
-from experiments import runner
+from experiments import ending, runner
 
 _TARGET = flags.DEFINE_string(
   'target', None, 'Folder of the run whose model the drafter drafts for.'
@@ -25,12 +25,7 @@ def run(config: drafter_training.DrafterConfig, workdir: pathlib.Path) -> int:
     config = dataclasses.replace(config, target=target)
     # Again, as a flag that is no field comes after the configuration.
     processes.on_first(lambda: runner.write_config(config, workdir))
-  outcome = drafter_training.train(config, workdir=workdir)
-  if outcome.stopped_by is not None:
-    runner.say(f'Stopped by {outcome.stopped_by}; the same command continues.')
-    return runner.STOPPED
-  runner.say(f'Report: {workdir / "report.html"}')
-  return runner.DONE
+  return ending.tell(drafter_training.train(config, workdir=workdir), workdir)
 
 
 if __name__ == '__main__':

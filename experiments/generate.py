@@ -30,6 +30,7 @@ from efficient_llm.speculative import (
   model_draft,
   self_draft,
   strategy,
+  strategy_config,
   target_run,
 )
 from efficient_llm.speculative import generation as generation_lib
@@ -147,9 +148,9 @@ def read_prompts(path: pathlib.Path) -> list[str]:
   try:
     lines = path.read_text(encoding='utf-8').splitlines()
   except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, 'strerror', None) or 'it is not UTF-8'
     raise ValueError(
-      f'--prompts={path} must be a readable text file: '
-      f'{getattr(error, "strerror", None) or "it is not UTF-8"}.'
+      f'--prompts={path} must be a readable text file: {reason}.'
     ) from error
   lines = [line for line in lines if line.strip()]
   if not lines:
@@ -204,12 +205,13 @@ def _drafting(name: str, target: target_run.TargetRun, params: Any) -> Drafting:
 
 def _strategy(
   arms: list[str] | None, *, copies_beside_model: bool
-) -> strategy.StrategyConfig:
+) -> strategy_config.StrategyConfig:
+  known = strategy_config
   if arms:
-    return strategy.StrategyConfig(arms=('+'.join(arms),), thresholds=(1,))
-  if jax.default_backend() == 'cpu':
-    return strategy.CPU_COPYING if copies_beside_model else strategy.CPU
-  return strategy.StrategyConfig()
+    return known.StrategyConfig(arms=('+'.join(arms),), thresholds=(1,))
+  if jax.default_backend() != 'cpu':
+    return known.StrategyConfig()
+  return known.CPU_COPYING if copies_beside_model else known.CPU
 
 
 def _rows(

@@ -8,17 +8,12 @@ import pathlib
 
 from efficient_llm.ligo import train
 from efficient_llm.ligo.config import LigoConfig
-from experiments import runner
+from experiments import ending, runner
 
 
 def run(config: LigoConfig, workdir: pathlib.Path) -> int:
   """Grows, trains and says where to look."""
-  outcome = train.train(config, workdir=workdir)
-  if outcome.stopped_by is not None:
-    runner.say(f'Stopped by {outcome.stopped_by}; the same command continues.')
-    return runner.STOPPED
-  runner.say(f'Report: {workdir / "report.html"}')
-  return runner.DONE
+  return ending.tell(train.train(config, workdir=workdir), workdir)
 
 
 if __name__ == '__main__':

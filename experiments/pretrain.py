@@ -7,17 +7,12 @@
 import pathlib
 
 from efficient_llm.training import pretrain
-from experiments import runner
+from experiments import ending, runner
 
 
 def run(config: pretrain.PretrainConfig, workdir: pathlib.Path) -> int:
   """Trains and says where to look."""
-  outcome = pretrain.train(config, workdir=workdir)
-  if outcome.stopped_by is not None:
-    runner.say(f'Stopped by {outcome.stopped_by}; the same command continues.')
-    return runner.STOPPED
-  runner.say(f'Report: {workdir / "report.html"}')
-  return runner.DONE
+  return ending.tell(pretrain.train(config, workdir=workdir), workdir)
 
 
 if __name__ == '__main__':

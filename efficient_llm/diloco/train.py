@@ -56,20 +56,15 @@ def train(
     num_islands=config.islands,
     batch_size=config.data.batch_size,
   )
-  evaluate = None
-  if validation is not None:
-    evaluate = functools.partial(
-      evaluation.evaluate,
-      validation,
-      eval_step=program.eval_step,
-      place=functools.partial(
-        sharding.to_global, sharding=program.eval_sharding
-      ),
-      num_batches=config.loop.eval_batches,
-      process=batch_layout.process_share(
-        program.eval_sharding, config.data.batch_size
-      ),
-    )
+  evaluate = evaluation.of_state(
+    validation,
+    eval_step=program.eval_step,
+    place=functools.partial(sharding.to_global, sharding=program.eval_sharding),
+    num_batches=config.loop.eval_batches,
+    process=batch_layout.process_share(
+      program.eval_sharding, config.data.batch_size
+    ),
+  )
   logging.info(
     '%d islands of %s parameters; each sends %s bytes in %d steps',
     config.islands,
@@ -98,9 +93,7 @@ def train(
         place=functools.partial(
           sharding.to_global, sharding=program.batch_sharding
         ),
-        evaluate=(
-          None if evaluate is None else lambda state: evaluate(state.params)
-        ),
+        evaluate=evaluate,
         metadata=results.checkpoint_metadata(config, dataset),
         flops_per_token=transformer.flops_per_token(
           config.model, num_tokens=config.data.sequence_length

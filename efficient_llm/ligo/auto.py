@@ -91,9 +91,11 @@ def _candidate(config: LigoConfig, name: str) -> LigoConfig:
 
 
 def _check(candidate: LigoConfig, small: TransformerConfig) -> None:
-  """Refuses what could not be run."""
-  operator = methods.build(
-    methods.get(candidate.method), small, candidate.model, seed=candidate.seed
+  """Refuses what could not be run; makes no parameters."""
+  operator = jax.eval_shape(
+    lambda: methods.build(
+      methods.get(candidate.method), small, candidate.model, seed=candidate.seed
+    )
   )
   if candidate.learn.num_steps:
     learning.check(operator)

@@ -1,6 +1,7 @@
 """The growth card: what growing kept, cost and saved, for result and report."""
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -94,8 +95,8 @@ def curve(
   points = [(x['tokens'], x['loss']) for x in records if 'loss' in x]
   if first is not None:
     points = [(0.0, first), *points]
-  # One that is not finite is a string in the file.
-  points = [point for point in points if not isinstance(point[1], str)]
+  # One that is not finite may be a string in a file.
+  points = [point for point in points if math.isfinite(float(point[1]))]
   if not points:
     return None
   tokens, losses = zip(*points, strict=True)

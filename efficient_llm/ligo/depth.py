@@ -1,10 +1,9 @@
 """From which small layers a layer of the large model comes."""
 
-import jax
 import numpy as np
 
+from efficient_llm.ligo import operator
 from efficient_llm.ligo.config import MethodConfig
-from efficient_llm.models import transformer
 from efficient_llm.models.config import TransformerConfig
 
 # What adds to the residual stream.
@@ -31,7 +30,7 @@ def matrices(
   sources = _sources(method.depth, num_small, num_large)
   chosen = np.eye(num_small)[sources]
   found = {}
-  for module in _modules(small):
+  for module in operator.layer_modules(small):
     matrix = chosen
     if method.depth == 'identity' and module in _WRITING:
       is_first = np.concatenate([[True], sources[1:] != sources[:-1]])
@@ -76,11 +75,3 @@ def _sources(how: str, num_small: int, num_large: int) -> np.ndarray:
   rest = 2 * num_small - num_large - cut
   below = np.arange(num_small - cut)
   return np.concatenate([below, np.arange(rest, num_small)])
-
-
-def _modules(config: TransformerConfig) -> list[str]:
-  """Names of what stands in a layer, such as 'query' and 'mlp_norm'."""
-  axes = transformer.logical_axes(config)['layers']
-  paths = jax.tree_util.tree_flatten_with_path(axes)[0]
-  names = [jax.tree_util.keystr((path[-2],), simple=True) for path, _ in paths]
-  return list(dict.fromkeys(names))

@@ -44,11 +44,12 @@ def grow(
       name: jax.tree.map(jnp.add, x, operator.added[name])
       for name, x in grown.items()
     }
+  modules_of_layer = operator_lib.layer_modules(config)
   shared, parts = [], []
   for term in operator.terms:
     own = {name: x for name, x in term.width.items() if x.ndim == 3}
     shared.append({n: x for n, x in term.width.items() if n not in own})
-    depth = term.depth or _all_modules(axes['layers'], jnp.eye(num_layers))
+    depth = term.depth or dict.fromkeys(modules_of_layer, jnp.eye(num_layers))
     parts.append((own, depth))
 
   def make(shared: Any, part: Any) -> typing.Params:
@@ -74,11 +75,3 @@ def grow(
     make, (params['layers'], tuple(shared)), (tuple(parts), added)
   )
   return {**grown, 'layers': source}
-
-
-def _all_modules(axes: Any, matrix: jax.Array) -> dict[str, jax.Array]:
-  """The same matrix for every module of a layer."""
-  paths = jax.tree_util.tree_flatten_with_path(axes)[0]
-  return {
-    jax.tree_util.keystr((path[-2],), simple=True): matrix for path, _ in paths
-  }

@@ -119,7 +119,7 @@ def _added(
   names = operator_lib.leaf_maps(small)
 
   def added(path: Any, leaf: jax.Array) -> jax.Array:
-    keys = [jax.tree_util.keystr((part,), simple=True) for part in path]
+    keys = operator_lib.keys_of(path)
     maps = names['/'.join(keys)]
     if keys[-1] in ('scale', 'bias'):
       return jnp.zeros_like(leaf)

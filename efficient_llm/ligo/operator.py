@@ -117,7 +117,7 @@ def grow_part(
   """
 
   def grow_leaf(path: Any, leaf: jax.Array, axes: typing.LogicalAxes) -> Any:
-    keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    keys = keys_of(path)
     names = _maps_of(config, keys, axes)
     first, *others = terms
     grown = _apply(leaf, axes, names, keys[-2], first)
@@ -140,9 +140,21 @@ def leaf_maps(
   found = {}
   axes = transformer.logical_axes(config)
   for path, leaf in jax.tree_util.tree_flatten_with_path(axes)[0]:
-    keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    keys = keys_of(path)
     found['/'.join(keys)] = _maps_of(config, keys, leaf)
   return found
+
+
+def layer_modules(config: transformer.TransformerConfig) -> list[str]:
+  """Names of what stands in a layer, such as 'query' and 'mlp_norm'."""
+  axes = transformer.logical_axes(config)['layers']
+  paths = jax.tree_util.tree_flatten_with_path(axes)[0]
+  return list(dict.fromkeys(keys_of(path)[-2] for path, _ in paths))
+
+
+def keys_of(path: Any) -> list[str]:
+  """The names along a path of a tree."""
+  return [jax.tree_util.keystr((key,), simple=True) for key in path]
 
 
 def square(operator: Operator) -> Operator:

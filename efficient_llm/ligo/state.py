@@ -163,4 +163,4 @@ def _moments(small: state_lib.TrainState) -> dict[_Path, Any]:
 
 
 def _name(key: Any) -> str:
-  return jax.tree_util.keystr((key,), simple=True)
+  return operator_lib.keys_of((key,))[0]

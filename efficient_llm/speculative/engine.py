@@ -1,6 +1,6 @@
 """READ FIRST. Decodes a batch of prompts, speculating where it pays.
 
-    chooser = strategy.Strategy(strategy.CPU)
+    chooser = strategy.Strategy(strategy_config.CPU)
     engine = Engine(config, drafter=drafting.model_free(), chooser=chooser)
     generation = engine.generate(params, prompts, lengths, sampling, key)
 

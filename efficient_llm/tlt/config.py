@@ -5,7 +5,7 @@ import dataclasses
 from efficient_llm import sharding
 from efficient_llm.data.tasks import task as task_lib
 from efficient_llm.speculative import drafter_program
-from efficient_llm.tlt import rewards, rollout_config, spot_trainer
+from efficient_llm.tlt import rewards, rollout_config, spot_config
 from efficient_llm.tlt import update as update_lib
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import pretrain
@@ -43,7 +43,7 @@ class TltConfig:
   rollout: rollout_config.RolloutConfig = rollout_config.RolloutConfig()
   reward: rewards.RewardConfig = rewards.RewardConfig()
   update: update_lib.UpdateConfig = update_lib.UpdateConfig()
-  drafter: spot_trainer.SpotConfig = spot_trainer.SpotConfig()
+  drafter: spot_config.SpotConfig = spot_config.SpotConfig()
   loop: loop_lib.LoopConfig = loop_lib.LoopConfig(
     num_steps=50, log_every=1, eval_every=10
   )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from efficient_llm import typing
 from efficient_llm.models import sampling as sampling_lib
-from efficient_llm.speculative import strategy as strategy_lib
+from efficient_llm.speculative import strategy_config
 
 Speculation = Literal['off', 'ngram', 'learned', 'union']
 
@@ -44,7 +44,7 @@ class RolloutConfig:
   speculation: Speculation = 'union'
   num_texts: int = 16
   sampling: sampling_lib.SamplingConfig = sampling_lib.SamplingConfig()
-  strategy: strategy_lib.StrategyConfig = strategy_lib.CPU_COPYING
+  strategy: strategy_config.StrategyConfig = strategy_config.CPU_COPYING
 
   def validate(self) -> None:
     """Checks ranges; raises ValueError with one line."""

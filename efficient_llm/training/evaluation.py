@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,20 @@ import jax.numpy as jnp
 from efficient_llm import typing
 from efficient_llm.data import pipeline
 from efficient_llm.training import step
+
+
+def of_state(
+  dataset: pipeline.Dataset | None, **settings: Any
+) -> Callable[[Any], dict[str, float]] | None:
+  """What a loop evaluates a state with; None without a validation split.
+
+  Args:
+    dataset: The validation split.
+    **settings: Of `evaluate`.
+  """
+  if dataset is None:
+    return None
+  return lambda state: evaluate(dataset, state.params, **settings)
 
 
 def evaluate(

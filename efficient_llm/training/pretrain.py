@@ -200,16 +200,13 @@ def train(
     'Model: %s parameters; %s', f'{num_params:,}', _describe_mesh(mesh)
   )
 
-  evaluate = None
-  if validation is not None:
-    evaluate = functools.partial(
-      evaluation.evaluate,
-      validation,
-      eval_step=program.eval_step,
-      place=place,
-      num_batches=config.loop.eval_batches,
-      process=share,
-    )
+  evaluate = evaluation.of_state(
+    validation,
+    eval_step=program.eval_step,
+    place=place,
+    num_batches=config.loop.eval_batches,
+    process=share,
+  )
   flops_per_token = transformer.flops_per_token(
     config.model, num_tokens=config.data.sequence_length
   )
@@ -224,9 +221,7 @@ def train(
         step=program.train_step,
         batches=batches,
         place=place,
-        evaluate=(
-          None if evaluate is None else lambda state: evaluate(state.params)
-        ),
+        evaluate=evaluate,
         metadata=results.checkpoint_metadata(config, dataset),
         flops_per_token=flops_per_token,
       ),

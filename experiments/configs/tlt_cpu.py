@@ -12,8 +12,12 @@ from efficient_llm.data import config as data_config
 from efficient_llm.data.tasks import task
 from efficient_llm.models import config as model_config
 from efficient_llm.models import sampling
-from efficient_llm.speculative import drafter_loss, drafter_program, strategy
-from efficient_llm.tlt import rollout_config, spot_trainer, update
+from efficient_llm.speculative import (
+  drafter_loss,
+  drafter_program,
+  strategy_config,
+)
+from efficient_llm.tlt import rollout_config, spot_config, update
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import checkpoint, loop, pretrain
 
@@ -64,7 +68,7 @@ def get_config() -> TltConfig:
       num_prompts=8,
       group_size=8,
       max_live=4,
-      strategy=strategy.StrategyConfig(
+      strategy=strategy_config.StrategyConfig(
         arms=('7_1_8', '7_1_8+3_1_4c'),
         thresholds=(1, 2),
         window=256,
@@ -72,7 +76,7 @@ def get_config() -> TltConfig:
       ),
       sampling=sampling.SamplingConfig(max_new_tokens=_LONGEST - 16),
     ),
-    drafter=spot_trainer.SpotConfig(
+    drafter=spot_config.SpotConfig(
       batch_size=2, loss=drafter_loss.DrafterLossConfig(num_passes=2)
     ),
     update=update.UpdateConfig(

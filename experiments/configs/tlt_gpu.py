@@ -16,8 +16,12 @@ from efficient_llm import optimizer, sharding
 from efficient_llm.data import config as data_config
 from efficient_llm.data.tasks import task
 from efficient_llm.models import presets, sampling
-from efficient_llm.speculative import drafter_loss, drafter_program, strategy
-from efficient_llm.tlt import rollout_config, spot_trainer, update
+from efficient_llm.speculative import (
+  drafter_loss,
+  drafter_program,
+  strategy_config,
+)
+from efficient_llm.tlt import rollout_config, spot_config, update
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import checkpoint, loop, pretrain
 
@@ -77,13 +81,13 @@ def get_config() -> TltConfig:
       rounds_at_once=32,
       # The paper's: trees of 48, 32, 16 and 8 nodes from 1, 2, 5 and 21 live
       # answers on, none above 32.
-      strategy=strategy.StrategyConfig(),
+      strategy=strategy_config.StrategyConfig(),
       sampling=sampling.SamplingConfig(
         max_new_tokens=_LONGEST_ANSWER, temperature=0.9
       ),
     ),
     # One GPU is one worker, which idles at no time.
-    drafter=spot_trainer.SpotConfig(
+    drafter=spot_config.SpotConfig(
       mode='separate',
       batch_size=2,
       separate_steps=16,

@@ -17,6 +17,7 @@ from efficient_llm.speculative import (
   engine,
   row_queue,
   strategy,
+  strategy_config,
 )
 from efficient_llm.speculative import generation as generation_lib
 
@@ -52,7 +53,7 @@ def _generate(
     ),
   }[speculation]
   chooser = strategy.Strategy(
-    strategy.StrategyConfig(name='fixed', arms=(arms,), thresholds=(1,))
+    strategy_config.StrategyConfig(name='fixed', arms=(arms,), thresholds=(1,))
   )
   machine = engine.Engine(
     _CONFIG, drafter=made, chooser=chooser, max_batch=2, rounds_at_once=2

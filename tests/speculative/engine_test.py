@@ -25,6 +25,7 @@ from efficient_llm.speculative import (
   row_queue,
   self_draft,
   strategy,
+  strategy_config,
 )
 from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
@@ -47,7 +48,9 @@ _KEY = jax.random.key(7)
 
 def _fixed(shape: tree_lib.DraftShape) -> strategy.Strategy:
   return strategy.Strategy(
-    strategy.StrategyConfig(name='fixed', arms=(shape.name,), thresholds=(1,))
+    strategy_config.StrategyConfig(
+      name='fixed', arms=(shape.name,), thresholds=(1,)
+    )
   )
 
 
@@ -254,7 +257,7 @@ def test_the_rounded_model_is_nearly_always_right() -> None:
 
 
 def test_the_rounded_model_goes_on_and_off_without_a_trace() -> None:
-  arms = strategy.StrategyConfig(arms=('2_1_3+3_1_4',), thresholds=(1,))
+  arms = strategy_config.StrategyConfig(arms=('2_1_3+3_1_4',), thresholds=(1,))
   found = _generate('itself', _InTurn(arms), 'sampled', rounds_at_once=2)
   _assert_same(found, _plain('sampled'))
 
@@ -262,7 +265,7 @@ def test_the_rounded_model_goes_on_and_off_without_a_trace() -> None:
 class _InTurn(strategy.Strategy):
   """Off, on, off, on: a strategy that keeps changing its mind."""
 
-  def __init__(self, config: strategy.StrategyConfig) -> None:
+  def __init__(self, config: strategy_config.StrategyConfig) -> None:
     super().__init__(config)
     self.count = 0
 
@@ -272,13 +275,13 @@ class _InTurn(strategy.Strategy):
 
 
 def test_speculation_goes_on_and_off_without_a_trace() -> None:
-  arms = strategy.StrategyConfig(arms=('3_1_4+3_2_6',), thresholds=(1,))
+  arms = strategy_config.StrategyConfig(arms=('3_1_4+3_2_6',), thresholds=(1,))
   found = _generate('learned', _InTurn(arms), 'sampled', rounds_at_once=2)
   _assert_same(found, _plain('sampled'))
 
 
 def test_a_draft_model_rests_while_text_is_copied() -> None:
-  arms = strategy.StrategyConfig(arms=('3_1_4c+3_2_6',), thresholds=(1,))
+  arms = strategy_config.StrategyConfig(arms=('3_1_4c+3_2_6',), thresholds=(1,))
   found = _generate('union', _InTurn(arms), 'sampled', rounds_at_once=2)
   _assert_same(found, _plain('sampled'))
 
@@ -387,7 +390,7 @@ def test_a_closed_queue_ends_the_call() -> None:
 
 def test_a_drafter_that_cannot_copy_refuses_to() -> None:
   plan, _ = _drafter_of('learned')
-  arms = strategy.StrategyConfig(arms=('3_1_4c',), thresholds=(1,))
+  arms = strategy_config.StrategyConfig(arms=('3_1_4c',), thresholds=(1,))
   with pytest.raises(ValueError, match='which this drafter cannot'):
     engine.Engine(_CONFIG, drafter=plan, chooser=strategy.Strategy(arms))
 

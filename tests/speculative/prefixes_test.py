@@ -16,6 +16,7 @@ from efficient_llm.speculative import (
   prefixes,
   programs,
   strategy,
+  strategy_config,
 )
 from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
@@ -48,7 +49,9 @@ def _engine(speculation: str, **options: Any) -> tuple[engine.Engine, Any]:
     ),
   }[speculation]
   chooser = strategy.Strategy(
-    strategy.StrategyConfig(name='fixed', arms=('3_1_4',), thresholds=(1,))
+    strategy_config.StrategyConfig(
+      name='fixed', arms=('3_1_4',), thresholds=(1,)
+    )
   )
   options = {'max_batch': 2, 'rounds_at_once': 2, **options}
   machine = engine.Engine(_CONFIG, drafter=made, chooser=chooser, **options)

@@ -20,6 +20,7 @@ from efficient_llm.speculative import (
   rounds,
   self_draft,
   strategy,
+  strategy_config,
 )
 from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
@@ -68,7 +69,9 @@ def _generate(
   plan, draft_params = _drafter_of(kind)
   prompts = jax.random.randint(jax.random.key(1), (5, 9), 0, 13)
   lengths = np.asarray([9, 1, 4, 7, 2], np.int32)
-  fixed = strategy.StrategyConfig(name='fixed', arms=(arm,), thresholds=(1,))
+  fixed = strategy_config.StrategyConfig(
+    name='fixed', arms=(arm,), thresholds=(1,)
+  )
   machine = engine.Engine(
     _CONFIG, drafter=plan, chooser=strategy.Strategy(fixed), **options
   )
@@ -235,7 +238,7 @@ def test_an_accepted_stop_token_is_the_last() -> None:
 
 
 def test_a_drafter_without_a_law_refuses() -> None:
-  arms = strategy.StrategyConfig(arms=('3_1_4s',), thresholds=(1,))
+  arms = strategy_config.StrategyConfig(arms=('3_1_4s',), thresholds=(1,))
   with pytest.raises(ValueError, match='drawn at random'):
     engine.Engine(
       _CONFIG,

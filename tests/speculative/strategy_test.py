@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from efficient_llm.speculative import strategy as strategy_lib
-from efficient_llm.speculative import tree
+from efficient_llm.speculative import strategy_config, tree
 
 _OFF, _SHORT, _LONG = (
   tree.DraftShape(),
   tree.DraftShape(2, 1, 3),
   tree.DraftShape(4, 1, 5),
 )
-_TWO_ARMS = strategy_lib.StrategyConfig(arms=('2_1_3+4_1_5',), thresholds=(1,))
+_TWO_ARMS = strategy_config.StrategyConfig(
+  arms=('2_1_3+4_1_5',), thresholds=(1,)
+)
 _BANDITS = ('beg_mab', 'ucb')
 
 Speeds = Mapping[tree.DraftShape, float]
@@ -28,7 +30,7 @@ Speeds = Mapping[tree.DraftShape, float]
 def _strategy(
   name: Any = 'beg_mab', *, seed: int = 0, **more: Any
 ) -> strategy_lib.Strategy:
-  config = strategy_lib.StrategyConfig(
+  config = strategy_config.StrategyConfig(
     name, _TWO_ARMS.arms, _TWO_ARMS.thresholds, **more
   )
   return strategy_lib.Strategy(config, np.random.default_rng(seed))
@@ -200,15 +202,15 @@ def test_short_and_long_stretches_compare() -> None:
 def test_default_buckets_are_those_of_tlt(
   batch_size: int, num_nodes: int
 ) -> None:
-  strategy = strategy_lib.Strategy(strategy_lib.StrategyConfig(name='fixed'))
+  strategy = strategy_lib.Strategy(strategy_config.StrategyConfig(name='fixed'))
   assert strategy.choose(batch_size).num_nodes == num_nodes
 
 
 @pytest.mark.parametrize(
-  'config', [strategy_lib.StrategyConfig(), strategy_lib.CPU]
+  'config', [strategy_config.StrategyConfig(), strategy_config.CPU]
 )
 def test_off_is_an_arm_of_every_bucket(
-  config: strategy_lib.StrategyConfig,
+  config: strategy_config.StrategyConfig,
 ) -> None:
   strategy = strategy_lib.Strategy(config)
   for batch_size in (1, 3, 8, 24, 100):
@@ -218,7 +220,7 @@ def test_off_is_an_arm_of_every_bucket(
 
 @pytest.mark.parametrize('name', _BANDITS)
 def test_without_a_model_only_off_and_copies_are_chosen(name: Any) -> None:
-  config = strategy_lib.StrategyConfig(name, ('2_1_3+4_1_5c',), (1,))
+  config = strategy_config.StrategyConfig(name, ('2_1_3+4_1_5c',), (1,))
   strategy = strategy_lib.Strategy(config)
   copied = tree.DraftShape(4, 1, 5, copied=True)
   speeds = {_OFF: 1.0, _SHORT: 9.0, copied: 2.0}
@@ -236,7 +238,7 @@ def test_without_a_model_only_off_and_copies_are_chosen(name: Any) -> None:
 
 
 def test_a_table_without_its_model_is_off() -> None:
-  config = strategy_lib.StrategyConfig('fixed', ('2_1_3', '4_1_5c'), (1, 2))
+  config = strategy_config.StrategyConfig('fixed', ('2_1_3', '4_1_5c'), (1, 2))
   strategy = strategy_lib.Strategy(config)
   strategy.leave_out_model()
   assert strategy.choose(1) == _OFF
@@ -245,7 +247,7 @@ def test_a_table_without_its_model_is_off() -> None:
 
 
 def test_buckets_learn_apart() -> None:
-  config = strategy_lib.StrategyConfig(
+  config = strategy_config.StrategyConfig(
     arms=('2_1_3', '2_1_3'), thresholds=(1, 4), epsilon=1e-9
   )
   strategy = strategy_lib.Strategy(config)
@@ -258,7 +260,7 @@ def test_buckets_learn_apart() -> None:
 @pytest.mark.parametrize('name', [*_BANDITS, 'fixed'])
 def test_a_saved_strategy_goes_on_as_if_never_stopped(name: Any) -> None:
   arms = ('2_1_3',) if name == 'fixed' else _TWO_ARMS.arms
-  config = strategy_lib.StrategyConfig(name, arms, (1,))
+  config = strategy_config.StrategyConfig(name, arms, (1,))
   speeds = {_OFF: 1.0, _SHORT: 1.5, _LONG: 1.4}
   strategy = strategy_lib.Strategy(config, np.random.default_rng(7))
   _play(strategy, speeds, 100)
@@ -322,7 +324,7 @@ def test_bad_settings_are_refused_in_one_line(
   fields: dict[str, Any], message: str
 ) -> None:
   with pytest.raises(ValueError, match=message) as error:
-    strategy_lib.StrategyConfig(**fields).validate()
+    strategy_config.StrategyConfig(**fields).validate()
   assert '\n' not in str(error.value)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from efficient_llm.models import presets, sampling, transformer
-from efficient_llm.speculative import drafter, strategy
+from efficient_llm.speculative import drafter, strategy_config
 from efficient_llm.tlt import backlog, rollout, rollout_config
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
@@ -23,7 +23,7 @@ _ROLLOUT = rollout_config.RolloutConfig(
   rounds_at_once=2,
   num_texts=4,
   sampling=_SAMPLING,
-  strategy=strategy.StrategyConfig(arms=('3_1_4',), thresholds=(1,)),
+  strategy=strategy_config.StrategyConfig(arms=('3_1_4',), thresholds=(1,)),
 )
 _PROMPTS = np.repeat(
   np.asarray([[1, 2, 3, 0], [4, 5, 0, 0], [6, 0, 0, 0]], np.int32), 2, 0

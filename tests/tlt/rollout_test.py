@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 
 from efficient_llm.models import presets, sampling, transformer
-from efficient_llm.speculative import drafter, drafter_loss, strategy
+from efficient_llm.speculative import (
+  drafter,
+  drafter_loss,
+  strategy_config,
+)
 from efficient_llm.tlt import (
   rollout,
   rollout_config,
+  spot_config,
   spot_trainer,
   texts,
 )
@@ -32,7 +37,7 @@ _ROLLOUT = rollout_config.RolloutConfig(
   rounds_at_once=2,
   num_texts=4,
   sampling=sampling.SamplingConfig(16),
-  strategy=strategy.StrategyConfig(arms=('3_1_4',), thresholds=(1,)),
+  strategy=strategy_config.StrategyConfig(arms=('3_1_4',), thresholds=(1,)),
 )
 _PROMPTS = np.repeat(
   np.asarray([[1, 2, 3, 0], [4, 5, 0, 0], [6, 0, 0, 0]]), 2, 0
@@ -57,7 +62,7 @@ def _broken(params: Any) -> Any:
 
 
 def _trainer(**changes: Any) -> spot_trainer.SpotTrainer:
-  config = spot_trainer.SpotConfig(
+  config = spot_config.SpotConfig(
     batch_size=1,
     publish_every=1,
     loss=drafter_loss.DrafterLossConfig(num_passes=1),

@@ -11,11 +11,15 @@ from efficient_llm import optimizer
 from efficient_llm.data import config as data_config
 from efficient_llm.data.tasks import task
 from efficient_llm.models import presets, sampling
-from efficient_llm.speculative import drafter_loss, drafter_program, strategy
+from efficient_llm.speculative import (
+  drafter_loss,
+  drafter_program,
+  strategy_config,
+)
 from efficient_llm.tlt import (
   rewards,
   rollout_config,
-  spot_trainer,
+  spot_config,
   train,
   update,
 )
@@ -57,7 +61,7 @@ def config(**changes: Any) -> TltConfig:
       max_live=2,
       num_texts=2,
       sampling=sampling.SamplingConfig(16),
-      strategy=strategy.StrategyConfig(arms=('3_1_4',), thresholds=(1,)),
+      strategy=strategy_config.StrategyConfig(arms=('3_1_4',), thresholds=(1,)),
     ),
     reward=rewards.RewardConfig(num_workers=1),
     update=update.UpdateConfig(
@@ -66,7 +70,7 @@ def config(**changes: Any) -> TltConfig:
       optimizer=_OPTIMIZER,
       drop_uninformative=False,
     ),
-    drafter=spot_trainer.SpotConfig(
+    drafter=spot_config.SpotConfig(
       mode='separate',
       batch_size=1,
       separate_steps=1,
