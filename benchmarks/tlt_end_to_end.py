@@ -248,7 +248,7 @@ def _arguments() -> tuple[argparse.Namespace, TltConfig, dict[str, TltConfig]]:
   """Flags, configuration, and the arms that are wanted."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true', help='two arms, 6 steps')
-  parser.add_argument('--steps', type=int, default=30)
+  parser.add_argument('--steps', type=int, default=45)
   parser.add_argument('--arms', help="names, joined by ','; or all")
   parser.add_argument('--config', default=_CONFIG, help='a configuration file')
   parser.add_argument('--cache_dir', type=pathlib.Path, default='out/tlt')

@@ -2,7 +2,8 @@
 
 The loss right after growth ranks methods badly: those that begin best often end
 last. So each candidate is grown and trained for some steps, and the lowest
-validation loss wins.
+validation loss wins. Its trial is the beginning of the run, so only the others'
+steps are spent on choosing.
 Source: Pan et al. 2024, LAG, arXiv:2406.02469.
 """
 
@@ -19,10 +20,35 @@ from efficient_llm.ligo import card, learning, methods
 from efficient_llm.ligo.config import LigoConfig
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import loop as loop_lib
-from efficient_llm.training import processes, strict_json
+from efficient_llm.training import metrics, processes, strict_json
 
 _FOLDER = 'probes'
 _LEARNED = '+learn'
+# What a trial leaves that a run goes on from; the card stands before the
+# checkpoints, which a folder may not have without it.
+_PARTS = (
+  'small.json',
+  'operator',
+  card.FILE_NAME,
+  metrics.FILE_NAME,
+  'tensorboard',
+  'checkpoints',
+)
+
+
+def candidates(
+  small: TransformerConfig, large: TransformerConfig
+) -> tuple[str, ...]:
+  """Methods worth a trial, by what grows, the likeliest first.
+
+  `benchmarks.ligo_savings` is the evidence: of what grows in depth alone the
+  repeated layers win, of all else copies whose noise tells them apart.
+  """
+  if large.num_layers == small.num_layers:
+    return ('noisy_clone', 'stack')
+  if large.embed_dim == small.embed_dim:
+    return ('stack', 'interpolate')
+  return ('noisy_clone', 'stack')
 
 
 def choose(
@@ -40,7 +66,8 @@ def choose(
     small: The small model.
     workdir: Of the run; trials have folders of their own in it.
   Returns:
-    The outcome of a trial that was stopped, in place of both.
+    The outcome of a trial that was stopped, in place of both. Otherwise the
+    best trial's checkpoints are the run's.
   Raises:
     ValueError: If a candidate is no method for this pair, before any trial.
   """
@@ -50,11 +77,13 @@ def choose(
     lambda: json.loads(chosen.read_bytes()) if chosen.is_file() else None
   )
   if found is not None:
+    _adopt(folder / found['name'], workdir)
     return _candidate(config, found['name']), found['probes']
-  for name in config.probe.candidates:
+  names = config.probe.candidates or candidates(small, config.model)
+  for name in names:
     _check(_candidate(config, name), small)
   probes: list[dict[str, Any]] = []
-  for name in config.probe.candidates:
+  for name in names:
     trial = _trial(
       _candidate(config, name), config.probe.num_steps, workdir=workdir
     )
@@ -65,6 +94,7 @@ def choose(
     probes.append(
       {
         'name': name,
+        'chosen': False,
         'loss': outcome.eval_metrics['loss'],
         'tokens': outcome.num_tokens + growth['operator_tokens'],
         'secs': outcome.train_secs + growth['operator_secs'],
@@ -74,11 +104,26 @@ def choose(
   best = min(
     probes,
     key=lambda x: x['loss'] if math.isfinite(x['loss']) else math.inf,
-  )['name']
+  )
+  best['chosen'] = True
   if jax.process_index() == 0:
-    text = strict_json.to_json({'name': best, 'probes': probes}, indent=2)
+    text = strict_json.to_json(
+      {'name': best['name'], 'probes': probes}, indent=2
+    )
     strict_json.write_atomically(chosen, text)
-  return _candidate(config, best), probes
+  _adopt(folder / best['name'], workdir)
+  return _candidate(config, best['name']), probes
+
+
+def _adopt(trial: pathlib.Path, workdir: pathlib.Path) -> None:
+  """Makes a trial the beginning of the run; may be stopped and done again."""
+
+  def move() -> None:
+    for name in _PARTS:
+      if (trial / name).exists() and not (workdir / name).exists():
+        (trial / name).rename(workdir / name)
+
+  processes.on_first(move)
 
 
 def _candidate(config: LigoConfig, name: str) -> LigoConfig:

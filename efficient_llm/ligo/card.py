@@ -30,7 +30,9 @@ def describe(
     config.model, num_tokens=config.data.sequence_length
   )
   found['probes'] = list(probes)
-  found['probe_tokens'] = sum(probe['tokens'] for probe in probes)
+  found['probe_tokens'] = sum(
+    probe['tokens'] for probe in probes if not probe['chosen']
+  )
   found['operator_flops'] = found['operator_tokens'] * flops_per_token
   found['small_flops'] = _flops(_read(config.small))
   shown: list[sections.Section] = [_table(found)]
@@ -41,7 +43,8 @@ def describe(
         'Trials of methods',
         ('method', 'validation loss', 'tokens', 'seconds'),
         rows,
-        note="The lowest loss was chosen; all tokens count as the operator's.",
+        note='The lowest loss was chosen and is the beginning of the run; the '
+        "others' tokens count as the operator's.",
       )
     )
   if config.scratch:

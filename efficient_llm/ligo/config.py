@@ -98,24 +98,20 @@ class ProbeConfig:
   """The trials from which method='auto' chooses.
 
   Attributes:
-    candidates: Methods; '+learn' behind one learns its operator.
-    num_steps: Of training in each.
+    candidates: Methods; '+learn' behind one learns its operator. Where empty,
+      two that suit what grows; see `auto.candidates`.
+    num_steps: Of training in each. The best one's are the run's first.
   """
 
-  candidates: tuple[str, ...] = (
-    'stack',
-    'interpolate',
-    'noisy_clone',
-    'ligo_released+learn',
-  )
+  candidates: tuple[str, ...] = ()
   num_steps: int = 40
 
-  def check(self, *, learn: LearnConfig) -> None:
+  def check(self, *, learn: LearnConfig, num_steps: int) -> None:
     """Raises ValueError if a setting breaks a rule, in one line."""
-    if not self.candidates or self.num_steps < 1:
+    if not 1 <= self.num_steps < num_steps:
       raise ValueError(
-        f'probe.candidates={self.candidates} and probe.num_steps='
-        f'{self.num_steps} must be one at least.'
+        f'probe.num_steps={self.num_steps} must be at least 1 and below '
+        f'loop.num_steps={num_steps}.'
       )
     if len(set(self.candidates)) < len(self.candidates):
       raise ValueError(
@@ -160,7 +156,7 @@ class LigoConfig(PretrainConfig):
         '--config.small=out/pretrain.'
       )
     if self.method == 'auto':
-      self.probe.check(learn=self.learn)
+      self.probe.check(learn=self.learn, num_steps=self.loop.num_steps)
       if not self.data.validation_fraction and not self.data.validation_path:
         raise ValueError(
           "method='auto' compares validation losses; set "

@@ -3,10 +3,13 @@
 A step that does not wait for the longest answers keeps them with the tokens
 there are, the log-probabilities these were drawn with, and the step of each.
 They go on in the next step under the policy that there is then; a group is used
-once all its answers are complete.
+once all its answers are complete. Or it defers their problems: once enough of
+these wait, a step answers them alone and anew, to the end, so that no token is
+of an older policy.
 
 Source: partial rollouts of Kimi Team 2025, Kimi k1.5, arXiv:2501.12599, and
-Zhou et al. 2025, APRIL, arXiv:2509.18521.
+Zhou et al. 2025, APRIL, arXiv:2509.18521; tail batching of Gao et al. 2025,
+RollPacker, arXiv:2509.21009.
 """
 
 import dataclasses
@@ -108,34 +111,45 @@ class Backlog:
   Attributes:
     answers: Begun and not used, at most those of the groups in flight.
     next_problem: Number of the first problem that was not begun.
+    deferred: Problems that wait for a step of their own, the oldest first.
   """
 
-  def __init__(self, *, group_size: int, num_tokens: int):
+  def __init__(self, *, group_size: int, num_tokens: int, defers: bool = False):
     """Starts with the first problem.
 
     Args:
       group_size: Answers to a problem.
       num_tokens: Of the longest answer.
+      defers: Whether what a step does not use begins anew.
     """
     self._group_size, self._num_tokens = group_size, num_tokens
+    self._defers = defers
     self.next_problem = 0
+    self.deferred: list[int] = []
     nothing = np.zeros((0, 2), int)
     self.answers = Answers.new(nothing[:, 0], nothing, num_tokens)
     # Answers that the newest step has begun; they number its coins.
     self._step, self._num_begun = -1, 0
 
-  def fill(self, num_groups: int, *, step: int) -> Answers:
+  def fill(self, num_groups: int, *, num_wanted: int, step: int) -> Answers:
     """Begins problems until so many are in flight; gives all that are.
 
     Args:
       num_groups: In flight, whether begun now or before.
+      num_wanted: Groups that the step waits for. Where as many were deferred,
+        those alone are in flight.
       step: Of the run.
     """
     if step != self._step:
       self._step, self._num_begun = step, 0
-    count = max(0, num_groups - len(self.answers.groups))
-    first, self.next_problem = self.next_problem, self.next_problem + count
-    groups_N = np.repeat(np.arange(first, first + count), self._group_size)
+    if len(self.deferred) >= num_wanted:
+      chosen = self.deferred[:num_wanted]
+      self.deferred = self.deferred[num_wanted:]
+    else:
+      count = max(0, num_groups - len(self.answers.groups))
+      first, self.next_problem = self.next_problem, self.next_problem + count
+      chosen = list(range(first, first + count))
+    groups_N = np.repeat(np.asarray(chosen, int), self._group_size)
     coins_NC = coins(step, len(groups_N), first=self._num_begun)
     self._num_begun += len(groups_N)
     new = Answers.new(groups_N, coins_NC, self._num_tokens)
@@ -143,7 +157,7 @@ class Backlog:
     return self.answers
 
   def use(self, answers: Answers, *, most_groups: int) -> np.ndarray:
-    """Keeps what the step does not use.
+    """Keeps what the step does not use, or defers it.
 
     Args:
       answers: From `fill`, continued.
@@ -153,7 +167,11 @@ class Backlog:
     """
     chosen = answers.whole_groups[:most_groups]
     used_N = np.isin(answers.groups_N, chosen)
-    self.answers = answers.take(~used_N)
+    left = answers.take(~used_N)
+    if self._defers:
+      self.deferred += left.groups.tolist()
+      left = left.take(np.zeros(0, int))
+    self.answers = left
     return used_N
 
   def metrics(self) -> dict[str, float]:
@@ -161,6 +179,7 @@ class Backlog:
     return {
       'kept_answers': float(np.count_nonzero(self.answers.lengths_N)),
       'kept_tokens': float(self.answers.lengths_N.sum()),
+      'deferred_problems': float(len(self.deferred)),
     }
 
   def get_state(self) -> dict[str, Any]:
@@ -173,6 +192,7 @@ class Backlog:
 
     return {
       'next_problem': self.next_problem,
+      'deferred': self.deferred,
       'groups': kept.groups_N.tolist(),
       'coins': kept.coins_NC.tolist(),
       'tokens': rows(kept.tokens_NT),
@@ -188,6 +208,8 @@ class Backlog:
       ValueError: If the answers that are kept do not go with the settings.
     """
     self.next_problem = saved['next_problem']
+    # Deferred by a run with the other setting, they are answered all the same.
+    self.deferred = list(saved.get('deferred', ()))
     groups_N = np.asarray(saved['groups'], int)
     lengths = list(map(len, saved['tokens']))
     if max(lengths, default=0) > self._num_tokens:

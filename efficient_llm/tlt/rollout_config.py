@@ -21,8 +21,11 @@ class RolloutConfig:
     max_rounds: Rounds of further problems that a step may answer until
       `num_prompts` groups are informative (dynamic sampling of DAPO); 1 is off.
     finish_share: Share of the problems in flight whose answers are complete
-      when a step ends. Below 1 more than `num_prompts` problems are in flight,
-      and what is unfinished goes on in the next step (partial rollouts).
+      when a step ends. Below 1 more than `num_prompts` problems are in flight.
+    unfinished: What becomes of the others: they 'continue' in the next step,
+      with tokens of several policies (partial rollouts), or 'wait' until there
+      are `num_prompts`, which a step then answers anew and to the end, with
+      tokens of one policy (tail batching).
     max_live: Answers that a worker decodes together; further ones wait.
     rounds_at_once: Rounds on the device before the host looks.
     max_kept_prompts: Prompts whose keys and values a worker keeps for the
@@ -38,6 +41,7 @@ class RolloutConfig:
   group_size: int = 8
   max_rounds: int = 1
   finish_share: float = 1.0
+  unfinished: Literal['continue', 'wait'] = 'continue'
   max_live: int = 8
   rounds_at_once: int = 16
   max_kept_prompts: int = 64
@@ -77,7 +81,8 @@ class RolloutConfig:
         '1; 1 waits for all answers.'
       )
     sampling = self.sampling
-    if self.is_partial and (sampling.top_k or (sampling.top_p or 1) < 1):
+    truncates = sampling.top_k or (sampling.top_p or 1) < 1
+    if self.is_partial and self.unfinished == 'continue' and truncates:
       raise ValueError(
         f'rollout.finish_share={self.finish_share} weighs tokens by the law '
         'they were drawn from, which sampling.top_k and sampling.top_p change; '
@@ -88,7 +93,7 @@ class RolloutConfig:
 
   @property
   def is_partial(self) -> bool:
-    """Whether answers may take several steps."""
+    """Whether a step may end before all its answers."""
     return self.finish_share < 1
 
   def num_in_flight(self, num_wanted: int) -> int:

@@ -64,6 +64,7 @@ class Trainer(contextlib.AbstractContextManager):
     self._backlog = backlog.Backlog(
       group_size=config.rollout.group_size,
       num_tokens=config.rollout.sampling.max_new_tokens,
+      defers=config.rollout.unfinished == 'wait',
     )
     self.problems = problems.Source(
       start.task,
@@ -210,7 +211,9 @@ class Trainer(contextlib.AbstractContextManager):
   ) -> collection.Answered:
     """Answers until so many problems are complete, and keeps the others."""
     config = self._config.rollout
-    answers = self._backlog.fill(config.num_in_flight(num_wanted), step=step)
+    answers = self._backlog.fill(
+      config.num_in_flight(num_wanted), num_wanted=num_wanted, step=step
+    )
     prompts = self.problems.training(answers.groups)
     answered = self._answer(
       state,

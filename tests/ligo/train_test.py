@@ -18,6 +18,7 @@ from efficient_llm.ligo import config as config_lib
 from efficient_llm.ligo import learning, methods, operator, state, train
 from efficient_llm.training import (
   loop,
+  metrics,
   pretrain,
   saved_run,
   signals,
@@ -188,10 +189,10 @@ def test_gradients_reach_the_operator_alone(folder: pathlib.Path) -> None:
   before = program.first_state()
   first = jax.tree.map(np.array, before.params)
   with jax.set_mesh(mesh):
-    after, metrics = program.learn_step(
+    after, found = program.learn_step(
       before, tiny.batch(vocab_size=300), params
     )
-  assert metrics['grad_norm'] > 0
+  assert found['grad_norm'] > 0
   jax.tree.map(np.testing.assert_array_equal, params, kept)
   moved = jax.tree.map(lambda x, y: bool((x != y).any()), after.params, first)
   assert all(jax.tree.leaves(moved))
@@ -230,13 +231,20 @@ def test_ties_are_the_paper_s_where_wanted(folder: pathlib.Path) -> None:
     ({'small': ''}, 'config.small'),
     ({'small': 'nowhere'}, 'checkpoints'),
     ({'method': 'hope'}, 'stack'),
-    ({'method': 'auto'}, 'learn.num_steps'),
     (
-      {'method': 'auto', 'probe': config_lib.ProbeConfig(('stack', 'stack'))},
+      {'method': 'auto', 'probe': config_lib.ProbeConfig(('stack+learn',), 2)},
+      'learn.num_steps',
+    ),
+    ({'method': 'auto'}, 'probe.num_steps'),
+    (
+      {
+        'method': 'auto',
+        'probe': config_lib.ProbeConfig(('stack', 'stack'), 2),
+      },
       'must differ',
     ),
     (
-      {'method': 'auto', 'probe': config_lib.ProbeConfig(('stack', 'auto'))},
+      {'method': 'auto', 'probe': config_lib.ProbeConfig(('stack', 'auto'), 2)},
       'Unknown method',
     ),
     ({'scratch': 'nowhere'}, 'scratch=.*nowhere'),
@@ -267,7 +275,8 @@ def test_a_run_that_did_not_grow_is_left_alone(folder: pathlib.Path) -> None:
 def test_auto_needs_something_to_judge_by(
   folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-  config = _config(folder, method='auto', learn=_LEARN)
+  probe = config_lib.ProbeConfig(num_steps=2)
+  config = _config(folder, method='auto', probe=probe)
   data = dataclasses.replace(config.data, validation_fraction=0.0)
   with pytest.raises(ValueError, match='validation'):
     train.train(dataclasses.replace(config, data=data), workdir=tmp_path)
@@ -309,7 +318,18 @@ def test_auto_takes_the_best_of_its_trials_and_counts_them(
   tokens = [probe['tokens'] for probe in card['probes']]
   # The operator's own steps are counted.
   assert tokens[2] > tokens[0] == tokens[1] > 0
-  assert card['probe_tokens'] == sum(tokens)
+  # The best one's trial is the beginning of the run.
+  others = sum(x['tokens'] for x in card['probes'] if not x['chosen'])
+  assert (
+    card['probe_tokens']
+    == others
+    == sum(tokens)
+    - max(x['tokens'] for x in card['probes'] if x['name'] == best)
+  )
+  assert not (workdir / 'probes' / best / 'checkpoints').exists()
+  logged = metrics.read_metrics(workdir, kind='eval')
+  assert logged[0]['step'] == 2
+  assert logged[0]['loss'] == losses[best]
   # A second call trains nothing again.
   report = (workdir / 'probes' / 'staged' / 'report.html').stat().st_mtime_ns
   train.train(config, workdir=workdir)

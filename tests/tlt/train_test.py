@@ -265,12 +265,18 @@ def test_a_stopped_run_goes_on_behind_the_last_round(
     assert line['used'] * line['problems_answered'] == line['problems_used']
 
 
-def _partial(config: TltConfig, num_steps: int) -> TltConfig:
-  """Half of the problems in flight end a step; the rest goes on."""
+def _partial(
+  config: TltConfig, num_steps: int, unfinished: Any = 'continue'
+) -> TltConfig:
+  """Half of the problems in flight end a step; the rest goes on or waits."""
   return dataclasses.replace(
     config,
     rollout=dataclasses.replace(
-      config.rollout, speculation='off', finish_share=0.5, rounds_at_once=2
+      config.rollout,
+      speculation='off',
+      finish_share=0.5,
+      unfinished=unfinished,
+      rounds_at_once=2,
     ),
     reward=rewards.RewardConfig(f'{_FUNCTIONS}:is_even', num_workers=1),
     update=dataclasses.replace(config.update, optimizer=_CONSTANT),
@@ -312,6 +318,27 @@ def test_unfinished_answers_go_on_where_a_stopped_run_left_them(
   assert stale
   for line in stale:
     assert line['ratio'] != 1
+
+
+@pytest.mark.slow
+def test_deferred_problems_are_answered_by_one_policy(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = _begin(whole_run)
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  train.train(_partial(config, 4, 'wait'), workdir=whole)
+  train.train(_partial(config, 2, 'wait'), workdir=stopped)
+  train.train(_partial(config, 4, 'wait'), workdir=stopped)
+  expected = metrics.read_metrics(whole, kind='train')
+  found = metrics.read_metrics(stopped, kind='train')
+  for name in ('rollout_tokens', 'deferred_problems', 'length_mean'):
+    assert [x[name] for x in found] == [x[name] for x in expected]
+  waiting = [x['deferred_problems'] for x in expected]
+  # Two of four are left until two wait, which a step then answers alone.
+  assert waiting == [2, 0, 2, 0]
+  for line in expected:
+    assert line['problems_answered'] == 2
+    assert line['policy_staleness_max'] == line['kept_tokens'] == 0
 
 
 def test_rounds_for_informative_groups_leave_the_others_out() -> None:

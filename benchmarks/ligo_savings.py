@@ -1,0 +1,377 @@
+"""What growing a trained model saves against training from nothing, on text.
+
+    ./run.sh python -m benchmarks.ligo_savings [--quick] [--seeds=N]
+
+Byte-level models on the Python standard library; 4 layers of width 64 grow out
+of half the layers, of half the width, and of half of both. Every seed has its
+own small models and its own scratch run. Two workers of one core each; what is
+done is kept under --cache_dir, and an interrupted benchmark goes on there.
+
+All large runs have the same rate, warm-up and order of the text, and are judged
+by an average of their parameters, so none has a decay that another lacks. The
+rate was chosen for scratch (`scratch_rates`: half of it and twice as much), and
+a scratch run whose moments and warm-up begin anew half-way is a further control
+(`scratch_restarted`).
+
+For each pair and method, means over seeds with 95 % intervals:
+  warm_flops_saving    1 - FLOPs, operator included, by scratch's FLOPs, to
+                       scratch's last loss, or to the loss at --arm_steps
+  warm_seconds_saving  the same of seconds, without compilation
+  cold_flops_saving    with the small model's training
+  reached              share of seeds that came to scratch's last loss
+  preservation_error   largest difference of logits right after growth
+At the top level:
+  ligo_depth_warm_flops_saving, ligo_depth_warm_seconds_saving
+                           of `ligo`, learned cheaply from the best plain start
+  best_warm_flops_saving   by pair
+  auto_regret_points       largest over pairs: percent points that `auto` saves
+                           less than the best fixed method
+  max_preservation_error   of methods that claim to keep the function
+
+`auto` is what method='auto' does with probe.num_steps=10: the best trial by
+other held-out text goes on, the others' steps are its cost.
+Methods that are the same on a pair ('top' and 'overlap' double a model as
+'stack' does) stand there once; 'stack' starts new width at zero.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import growth_lab, growth_table, harness
+from efficient_llm import optimizer as optimizer_lib
+from efficient_llm.ligo import auto
+from efficient_llm.ligo.config import LearnConfig
+from efficient_llm.models import presets
+from efficient_llm.models.config import TransformerConfig
+
+LARGE = presets.get('ladder_200k')
+
+
+def _smaller(**changes: Any) -> TransformerConfig:
+  changes.setdefault('scan_unroll', changes.get('num_layers', LARGE.num_layers))
+  return dataclasses.replace(LARGE, **changes)
+
+
+PAIRS: dict[str, TransformerConfig] = {
+  'depth': _smaller(num_layers=2),
+  'width': _smaller(embed_dim=32, num_heads=2),
+  'both': _smaller(num_layers=2, embed_dim=32, num_heads=2),
+}
+
+
+def _learn(rate: float, **settings: Any) -> LearnConfig:
+  optimizer = dataclasses.replace(LearnConfig().optimizer, learning_rate=rate)
+  return LearnConfig(optimizer=optimizer, **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """A method as it is run.
+
+  Attributes:
+    method: Name of `methods.METHODS`.
+    learn: Of its operator.
+    moments: Whether Adam's moments grow too.
+  """
+
+  method: str
+  learn: LearnConfig = LearnConfig()
+  moments: bool = False
+
+
+_PAPER = _learn(1e-2, num_steps=100, tie='paper')
+_CHEAP = _learn(1e-2, num_steps=20, batch_size=4)
+_GENTLE = _learn(3e-3, num_steps=20, batch_size=4)
+_LIGO = {
+  'ligo_released': Arm('ligo_released', _PAPER),
+  'ligo_released_cheap': Arm('ligo_released', _CHEAP),
+}
+ARMS: dict[str, dict[str, Arm]] = {
+  'depth': {
+    'stack': Arm('stack'),
+    'interpolate': Arm('interpolate'),
+    'identity': Arm('identity'),
+    'stack_moments': Arm('stack', moments=True),
+    'ligo': Arm('stack', _CHEAP),
+    **_LIGO,
+  },
+  'width': {
+    'stack': Arm('stack'),
+    'net2net': Arm('net2net'),
+    'aki': Arm('aki'),
+    'clone': Arm('clone'),
+    'noisy_clone': Arm('noisy_clone'),
+    'noisy_clone_moments': Arm('noisy_clone', moments=True),
+    'lemon': Arm('lemon'),
+    'direct_copy': Arm('direct_copy'),
+    'ligo': Arm('noisy_clone', _GENTLE),
+    **_LIGO,
+  },
+  'both': {
+    'stack': Arm('stack'),
+    'net2net': Arm('net2net'),
+    'noisy_clone': Arm('noisy_clone'),
+    'staged': Arm('staged'),
+    'lemon': Arm('lemon'),
+    'direct_copy': Arm('direct_copy'),
+    'ligo': Arm('noisy_clone', _GENTLE),
+    **_LIGO,
+  },
+}
+_QUICK = {'depth': ('stack',), 'width': ('ligo',), 'both': ('noisy_clone',)}
+_RATE = 6e-3
+
+
+def _optimizer(
+  rate: float = _RATE, **more: Any
+) -> optimizer_lib.OptimizerConfig:
+  settings = {'schedule': 'constant', 'warmup_steps': 20} | more
+  return optimizer_lib.OptimizerConfig(learning_rate=rate, **settings)
+
+
+class Benchmark:
+  """Every run of the table, each kept in a file as soon as it is done."""
+
+  def __init__(self, arguments: argparse.Namespace):
+    self._arguments = arguments
+    steps = (arguments.steps, arguments.arm_steps)
+    self._folder = arguments.cache_dir / '-'.join(map(str, steps))
+    self._folder.mkdir(parents=True, exist_ok=True)
+    texts = growth_lab.Texts(arguments.cache_dir / 'text')
+    self._labs: queue.Queue[growth_lab.Lab] = queue.Queue()
+    self._devices = jax.devices()[:2]
+    for device in self._devices:
+      self._labs.put(growth_lab.Lab(device, texts))
+    self._lock = threading.Lock()
+
+  def run(self, arms: dict[str, dict[str, Arm]]) -> list[dict[str, Any]]:
+    """All records, in no order that matters."""
+    steps, seeds = self._arguments.steps, range(self._arguments.seeds)
+    first: dict[str, Callable[[growth_lab.Lab], dict[str, Any]]] = {}
+    for seed in seeds:
+      first[f'{seed}-scratch'] = self._scratch(seed)
+      for pair in arms:
+        first[f'{seed}-small-{pair}'] = self._small(pair, seed)
+    if not self._arguments.quick:
+      first['0-scratch_restarted'] = self._scratch(0, restart_at=steps // 2)
+      for rate in (_RATE / 2, 2 * _RATE):
+        first[f'0-scratch_rate_{rate:g}'] = self._scratch(0, rate=rate)
+    found = self._all(first)
+    targets = {
+      x['seed']: x['losses'][-1] for x in found if x['name'] == 'scratch'
+    }
+    return found + self._all(
+      {
+        f'{seed}-{pair}-{name}': self._arm(pair, name, arm, seed, targets[seed])
+        for pair, of_pair in arms.items()
+        for name, arm in of_pair.items()
+        for seed in seeds
+      }
+    )
+
+  def _all(
+    self, tasks: dict[str, Callable[[growth_lab.Lab], dict[str, Any]]]
+  ) -> list[dict[str, Any]]:
+    start, done = time.perf_counter(), [0]
+
+    def work(name: str) -> dict[str, Any]:
+      path = self._folder / f'{name}.json'
+      if path.is_file():
+        return json.loads(path.read_text(encoding='utf-8'))
+      lab = self._labs.get()
+      begun = time.perf_counter()
+      try:
+        record = tasks[name](lab)
+      finally:
+        self._labs.put(lab)
+      path.write_text(json.dumps(record), encoding='utf-8')
+      with self._lock:
+        done[0] += 1
+        now = time.perf_counter()
+        print(
+          f'{done[0]}/{len(tasks)} {name}: loss {record["losses"][0]:.3f} -> '
+          f'{record["losses"][-1]:.3f} in {record["steps"][-1]} steps, '
+          f'{now - begun:.0f} s, {now - start:.0f} s in all',
+          file=sys.stderr,
+        )
+      return record
+
+    with concurrent.futures.ThreadPoolExecutor(len(self._devices)) as pool:
+      return list(pool.map(work, tasks))
+
+  def _scratch(
+    self, seed: int, *, rate: float = _RATE, restart_at: int | None = None
+  ) -> Callable[[growth_lab.Lab], dict[str, Any]]:
+    def task(lab: growth_lab.Lab) -> dict[str, Any]:
+      steps = self._arguments.steps
+      optimizer = _optimizer(rate)
+      run = lab.train(
+        LARGE,
+        optimizer,
+        lab.first_state(LARGE, optimizer, num_steps=steps, seed=seed),
+        num_steps=steps,
+        seed=seed,
+        restart_at=restart_at,
+      )
+      kind = 'scratch' if rate == _RATE else f'scratch_rate_{rate:g}'
+      name = kind if restart_at is None else 'scratch_restarted'
+      return {'name': name, 'seed': seed, **_curve(run)}
+
+    return task
+
+  def _small(
+    self, pair: str, seed: int
+  ) -> Callable[[growth_lab.Lab], dict[str, Any]]:
+    def task(lab: growth_lab.Lab) -> dict[str, Any]:
+      steps, model = self._arguments.steps, PAIRS[pair]
+      # A small model is finished: its rate decays.
+      optimizer = _optimizer(schedule='wsd')
+      run = lab.train(
+        model,
+        optimizer,
+        lab.first_state(model, optimizer, num_steps=steps, seed=seed),
+        num_steps=steps,
+        seed=seed,
+      )
+      leaves = {str(i): x for i, x in enumerate(jax.tree.leaves(run.state))}
+      np.savez(self._folder / f'{seed}-small-{pair}.npz', **leaves)
+      ratio = growth_lab.flops_per_token(model)
+      ratio /= growth_lab.flops_per_token(LARGE)
+      cost = {'pair': pair, 'cost_steps': steps * ratio}
+      return {'name': 'small', 'seed': seed, **cost, **_curve(run)}
+
+    return task
+
+  def _arm(
+    self, pair: str, name: str, arm: Arm, seed: int, target: float
+  ) -> Callable[[growth_lab.Lab], dict[str, Any]]:
+    def task(lab: growth_lab.Lab) -> dict[str, Any]:
+      small, optimizer = PAIRS[pair], _optimizer()
+      num_small, num_steps = self._arguments.steps, self._arguments.arm_steps
+      structure = lab.structure(
+        small, _optimizer(schedule='wsd'), num_steps=num_small
+      )
+      with np.load(self._folder / f'{seed}-small-{pair}.npz') as saved:
+        leaves = [saved[str(i)] for i in range(len(saved.files))]
+      grown = lab.grow(
+        arm.method,
+        small,
+        LARGE,
+        jax.tree.unflatten(structure, leaves),
+        learn=arm.learn,
+        optimizer=optimizer,
+        num_steps=self._arguments.steps,
+        seed=seed,
+        moments=arm.moments,
+      )
+      run = lab.train(
+        LARGE,
+        optimizer,
+        grown.state,
+        num_steps=num_steps,
+        seed=seed,
+        until=target,
+      )
+      step_flops = growth_lab.BATCH_SIZE * growth_lab.SEQUENCE_LENGTH
+      step_flops *= growth_lab.flops_per_token(LARGE)
+      return {
+        'name': name,
+        'pair': pair,
+        'seed': seed,
+        'operator_steps': grown.operator_flops / step_flops,
+        'operator_secs': grown.operator_secs,
+        'function_error': grown.function_error,
+        'claimed': grown.claimed,
+        **_curve(run),
+      }
+
+    return task
+
+
+def _curve(run: growth_lab.Run) -> dict[str, Any]:
+  return {
+    'steps': run.steps,
+    'losses': run.losses,
+    'secs': run.secs,
+    'probe_loss': run.probe_loss,
+    'probe_secs': run.probe_secs,
+    'probe_steps': growth_lab.CHUNK,
+  }
+
+
+def main() -> None:
+  """Measures the table."""
+  arguments = _arguments()
+  # Before the first device is asked for: a device of each core.
+  jax.config.update('jax_num_cpu_devices', 2)
+  options = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{options} --xla_cpu_multi_thread_eigen=false'
+  start = time.perf_counter()
+  arms = ARMS
+  if arguments.quick:
+    arms = {
+      pair: {name: ARMS[pair][name] for name in names}
+      for pair, names in _QUICK.items()
+    }
+  records = Benchmark(arguments).run(arms)
+  name = 'ligo_savings' + ('_quick' if arguments.quick else '')
+  candidates = (
+    {}
+    if arguments.quick
+    else {pair: auto.candidates(small, LARGE) for pair, small in PAIRS.items()}
+  )
+  table = growth_table.summary(records, candidates=candidates)
+  shown = harness.picture(
+    name, 'Growing', growth_table.pictures(records, table)
+  )
+  print(shown, file=sys.stderr)
+  harness.record(
+    name,
+    {
+      **table,
+      'num_seeds': arguments.seeds,
+      'num_steps': arguments.steps,
+      'num_arm_steps': arguments.arm_steps,
+      'secs': time.perf_counter() - start,
+    },
+  )
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--quick', action='store_true', help='one arm a pair')
+  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--steps', type=int, default=600, help='from nothing')
+  parser.add_argument('--arm_steps', type=int, default=200, help='at most')
+  parser.add_argument(
+    '--cache_dir', type=pathlib.Path, default='out/ligo_savings'
+  )
+  arguments = parser.parse_args()
+  if arguments.quick:
+    arguments.seeds, arguments.steps, arguments.arm_steps = 1, 40, 20
+  chunk = growth_lab.CHUNK
+  for name in ('steps', 'arm_steps'):
+    value = getattr(arguments, name)
+    if value < 1 or value % (2 * chunk):
+      parser.error(f'--{name}={value} must be a multiple of {2 * chunk}.')
+  if arguments.seeds < 1:
+    parser.error(f'--seeds={arguments.seeds} must be at least 1.')
+  arguments.cache_dir = arguments.cache_dir.absolute()
+  return arguments
+
+
+if __name__ == '__main__':
+  main()
