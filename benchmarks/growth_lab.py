@@ -2,6 +2,8 @@
 
 The engine's own parts (operators, learning, train step, optimiser) without its
 runs' folders, checkpoints and reports, which cost more than runs of a minute.
+
+Over 300 lines: one class, whose programs all its runs share.
 """
 
 import dataclasses

@@ -36,7 +36,6 @@ Methods that are the same on a pair ('top' and 'overlap' double a model as
 
 import argparse
 import concurrent.futures
-import dataclasses
 import json
 import os
 import pathlib
@@ -50,96 +49,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import growth_lab, growth_table, harness
-from efficient_llm import optimizer as optimizer_lib
+from benchmarks import growth_arms, growth_lab, growth_table, harness
 from efficient_llm.ligo import auto
-from efficient_llm.ligo.config import LearnConfig
-from efficient_llm.models import presets
-from efficient_llm.models.config import TransformerConfig
-
-LARGE = presets.get('ladder_200k')
-
-
-def _smaller(**changes: Any) -> TransformerConfig:
-  changes.setdefault('scan_unroll', changes.get('num_layers', LARGE.num_layers))
-  return dataclasses.replace(LARGE, **changes)
-
-
-PAIRS: dict[str, TransformerConfig] = {
-  'depth': _smaller(num_layers=2),
-  'width': _smaller(embed_dim=32, num_heads=2),
-  'both': _smaller(num_layers=2, embed_dim=32, num_heads=2),
-}
-
-
-def _learn(rate: float, **settings: Any) -> LearnConfig:
-  optimizer = dataclasses.replace(LearnConfig().optimizer, learning_rate=rate)
-  return LearnConfig(optimizer=optimizer, **settings)
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-  """A method as it is run.
-
-  Attributes:
-    method: Name of `methods.METHODS`.
-    learn: Of its operator.
-    moments: Whether Adam's moments grow too.
-  """
-
-  method: str
-  learn: LearnConfig = LearnConfig()
-  moments: bool = False
-
-
-_PAPER = _learn(1e-2, num_steps=100, tie='paper')
-_CHEAP = _learn(1e-2, num_steps=20, batch_size=4)
-_GENTLE = _learn(3e-3, num_steps=20, batch_size=4)
-_LIGO = {
-  'ligo_released': Arm('ligo_released', _PAPER),
-  'ligo_released_cheap': Arm('ligo_released', _CHEAP),
-}
-ARMS: dict[str, dict[str, Arm]] = {
-  'depth': {
-    'stack': Arm('stack'),
-    'interpolate': Arm('interpolate'),
-    'identity': Arm('identity'),
-    'stack_moments': Arm('stack', moments=True),
-    'ligo': Arm('stack', _CHEAP),
-    **_LIGO,
-  },
-  'width': {
-    'stack': Arm('stack'),
-    'net2net': Arm('net2net'),
-    'aki': Arm('aki'),
-    'clone': Arm('clone'),
-    'noisy_clone': Arm('noisy_clone'),
-    'noisy_clone_moments': Arm('noisy_clone', moments=True),
-    'lemon': Arm('lemon'),
-    'direct_copy': Arm('direct_copy'),
-    'ligo': Arm('noisy_clone', _GENTLE),
-    **_LIGO,
-  },
-  'both': {
-    'stack': Arm('stack'),
-    'net2net': Arm('net2net'),
-    'noisy_clone': Arm('noisy_clone'),
-    'staged': Arm('staged'),
-    'lemon': Arm('lemon'),
-    'direct_copy': Arm('direct_copy'),
-    'ligo': Arm('noisy_clone', _GENTLE),
-    **_LIGO,
-  },
-}
-_QUICK = {'depth': ('stack',), 'width': ('ligo',), 'both': ('noisy_clone',)}
-_RATE = 6e-3
-
-
-def _optimizer(
-  rate: float = _RATE, **more: Any
-) -> optimizer_lib.OptimizerConfig:
-  settings = {'schedule': 'constant', 'warmup_steps': 20} | more
-  return optimizer_lib.OptimizerConfig(learning_rate=rate, **settings)
 
 
 class Benchmark:
@@ -157,7 +68,9 @@ class Benchmark:
       self._labs.put(growth_lab.Lab(device, texts))
     self._lock = threading.Lock()
 
-  def run(self, arms: dict[str, dict[str, Arm]]) -> list[dict[str, Any]]:
+  def run(
+    self, arms: dict[str, dict[str, growth_arms.Arm]]
+  ) -> list[dict[str, Any]]:
     """All records, in no order that matters."""
     steps, seeds = self._arguments.steps, range(self._arguments.seeds)
     first: dict[str, Callable[[growth_lab.Lab], dict[str, Any]]] = {}
@@ -167,7 +80,7 @@ class Benchmark:
         first[f'{seed}-small-{pair}'] = self._small(pair, seed)
     if not self._arguments.quick:
       first['0-scratch_restarted'] = self._scratch(0, restart_at=steps // 2)
-      for rate in (_RATE / 2, 2 * _RATE):
+      for rate in (growth_arms.RATE / 2, 2 * growth_arms.RATE):
         first[f'0-scratch_rate_{rate:g}'] = self._scratch(0, rate=rate)
     found = self._all(first)
     targets = {
@@ -213,20 +126,26 @@ class Benchmark:
       return list(pool.map(work, tasks))
 
   def _scratch(
-    self, seed: int, *, rate: float = _RATE, restart_at: int | None = None
+    self,
+    seed: int,
+    *,
+    rate: float = growth_arms.RATE,
+    restart_at: int | None = None,
   ) -> Callable[[growth_lab.Lab], dict[str, Any]]:
     def task(lab: growth_lab.Lab) -> dict[str, Any]:
       steps = self._arguments.steps
-      optimizer = _optimizer(rate)
+      optimizer = growth_arms.optimizer(rate)
       run = lab.train(
-        LARGE,
+        growth_arms.LARGE,
         optimizer,
-        lab.first_state(LARGE, optimizer, num_steps=steps, seed=seed),
+        lab.first_state(
+          growth_arms.LARGE, optimizer, num_steps=steps, seed=seed
+        ),
         num_steps=steps,
         seed=seed,
         restart_at=restart_at,
       )
-      kind = 'scratch' if rate == _RATE else f'scratch_rate_{rate:g}'
+      kind = 'scratch' if rate == growth_arms.RATE else f'scratch_rate_{rate:g}'
       name = kind if restart_at is None else 'scratch_restarted'
       return {'name': name, 'seed': seed, **_curve(run)}
 
@@ -236,9 +155,9 @@ class Benchmark:
     self, pair: str, seed: int
   ) -> Callable[[growth_lab.Lab], dict[str, Any]]:
     def task(lab: growth_lab.Lab) -> dict[str, Any]:
-      steps, model = self._arguments.steps, PAIRS[pair]
+      steps, model = self._arguments.steps, growth_arms.PAIRS[pair]
       # A small model is finished: its rate decays.
-      optimizer = _optimizer(schedule='wsd')
+      optimizer = growth_arms.optimizer(schedule='wsd')
       run = lab.train(
         model,
         optimizer,
@@ -249,27 +168,27 @@ class Benchmark:
       leaves = {str(i): x for i, x in enumerate(jax.tree.leaves(run.state))}
       np.savez(self._folder / f'{seed}-small-{pair}.npz', **leaves)
       ratio = growth_lab.flops_per_token(model)
-      ratio /= growth_lab.flops_per_token(LARGE)
+      ratio /= growth_lab.flops_per_token(growth_arms.LARGE)
       cost = {'pair': pair, 'cost_steps': steps * ratio}
       return {'name': 'small', 'seed': seed, **cost, **_curve(run)}
 
     return task
 
   def _arm(
-    self, pair: str, name: str, arm: Arm, seed: int, target: float
+    self, pair: str, name: str, arm: growth_arms.Arm, seed: int, target: float
   ) -> Callable[[growth_lab.Lab], dict[str, Any]]:
     def task(lab: growth_lab.Lab) -> dict[str, Any]:
-      small, optimizer = PAIRS[pair], _optimizer()
+      small, optimizer = growth_arms.PAIRS[pair], growth_arms.optimizer()
       num_small, num_steps = self._arguments.steps, self._arguments.arm_steps
       structure = lab.structure(
-        small, _optimizer(schedule='wsd'), num_steps=num_small
+        small, growth_arms.optimizer(schedule='wsd'), num_steps=num_small
       )
       with np.load(self._folder / f'{seed}-small-{pair}.npz') as saved:
         leaves = [saved[str(i)] for i in range(len(saved.files))]
       grown = lab.grow(
         arm.method,
         small,
-        LARGE,
+        growth_arms.LARGE,
         jax.tree.unflatten(structure, leaves),
         learn=arm.learn,
         optimizer=optimizer,
@@ -278,7 +197,7 @@ class Benchmark:
         moments=arm.moments,
       )
       run = lab.train(
-        LARGE,
+        growth_arms.LARGE,
         optimizer,
         grown.state,
         num_steps=num_steps,
@@ -286,7 +205,7 @@ class Benchmark:
         until=target,
       )
       step_flops = growth_lab.BATCH_SIZE * growth_lab.SEQUENCE_LENGTH
-      step_flops *= growth_lab.flops_per_token(LARGE)
+      step_flops *= growth_lab.flops_per_token(growth_arms.LARGE)
       return {
         'name': name,
         'pair': pair,
@@ -320,18 +239,21 @@ def main() -> None:
   options = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{options} --xla_cpu_multi_thread_eigen=false'
   start = time.perf_counter()
-  arms = ARMS
+  arms = growth_arms.ARMS
   if arguments.quick:
     arms = {
-      pair: {name: ARMS[pair][name] for name in names}
-      for pair, names in _QUICK.items()
+      pair: {name: growth_arms.ARMS[pair][name] for name in names}
+      for pair, names in growth_arms.QUICK.items()
     }
   records = Benchmark(arguments).run(arms)
   name = 'ligo_savings' + ('_quick' if arguments.quick else '')
   candidates = (
     {}
     if arguments.quick
-    else {pair: auto.candidates(small, LARGE) for pair, small in PAIRS.items()}
+    else {
+      pair: auto.candidates(small, growth_arms.LARGE)
+      for pair, small in growth_arms.PAIRS.items()
+    }
   )
   table = growth_table.summary(records, candidates=candidates)
   shown = harness.picture(

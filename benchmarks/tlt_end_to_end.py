@@ -8,7 +8,7 @@ steps of reinforcement learning from there, two workers of one core each; arms
 take turns step by step. Plain decoding is this engine's own at its best: rows
 in one queue for both workers, batches that shrink, compiled loops.
 
-Arms: plain; ngram copies finished answers (TLT-Base); frozen adds the first
+Arms: plain; ngram copies finished answers (TLT-Base); frozen has the first
 drafter; adaptive trains it in idle time; separate trains it in a stage of its
 own; fixed is adaptive without a bandit.
 
@@ -62,19 +62,17 @@ def arms(config: TltConfig) -> dict[str, TltConfig]:
       drafter=dataclasses.replace(config.drafter, mode=mode),
     )
 
+  ours = config.rollout.speculation
   fixed = dataclasses.replace(
-    config.rollout.strategy,
-    name='fixed',
-    arms=('7_1_8', '3_1_4c', '0_1_1'),
-    thresholds=(1, 2, 5),
+    config.rollout.strategy, name='fixed', arms=('7_1_8',), thresholds=(1,)
   )
   return {
     'plain': arm('off'),
     'ngram': arm('ngram', strategy=strategy_config.CPU),
-    'frozen': arm('union'),
-    'adaptive': arm('union', 'adaptive'),
-    'separate': arm('union', 'separate'),
-    'fixed': arm('union', 'adaptive', strategy=fixed),
+    'frozen': arm(ours),
+    'adaptive': arm(ours, 'adaptive'),
+    'separate': arm(ours, 'separate'),
+    'fixed': arm(ours, 'adaptive', strategy=fixed),
   }
 
 

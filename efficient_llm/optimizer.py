@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules, all from optax."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -173,6 +173,34 @@ def make_optimizer(
   if config.clip_norm is not None:
     update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
   return Optimizer(transform=update, schedule=schedule)
+
+
+def resting(optimizer: Optimizer, layers: Sequence[int]) -> Optimizer:
+  """The optimiser that leaves some layers, and all outside layers, alone.
+
+  Their gradients do not count in the norm that is clipped, and nothing decays.
+
+  Args:
+    optimizer: For parameters with stacked layers.
+    layers: Those that rest; none lets everything train.
+  """
+  if not layers:
+    return optimizer
+  inner = optimizer.transform
+
+  def only_others(tree: typing.PyTree) -> typing.PyTree:
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    rest = jnp.asarray(layers)
+    trained = jax.tree.map(lambda x: x.at[rest].set(0), tree['layers'])
+    return {**zeros, 'layers': trained}
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    updates, state = inner.update(only_others(updates), state, params)
+    return only_others(updates), state
+
+  return dataclasses.replace(
+    optimizer, transform=optax.GradientTransformation(inner.init, update)
+  )
 
 
 def muon_dimensions(axes: typing.PyTree) -> typing.PyTree:

@@ -95,9 +95,7 @@ def train(
         ),
         evaluate=evaluate,
         metadata=results.checkpoint_metadata(config, dataset),
-        flops_per_token=transformer.flops_per_token(
-          config.model, num_tokens=config.data.sequence_length
-        ),
+        flops_per_token=config.flops_per_token,
         read=stepper.read,
       ),
       make_state=functools.partial(first_state, config, program),

@@ -150,15 +150,8 @@ def _trial(
   config: LigoConfig, num_steps: int, *, workdir: pathlib.Path
 ) -> LigoConfig:
   """As the run begins, and no further."""
-  return dataclasses.replace(
-    config,
-    scratch='',
-    sample_prompts=(),
-    # One cache for all trials and the run itself.
-    data=dataclasses.replace(
-      config.data,
-      cache_dir=config.data.cache_dir or str(workdir.absolute() / 'cache'),
-    ),
+  return config.aside(
+    workdir,
     optimizer=dataclasses.replace(
       config.optimizer,
       schedule='constant',

@@ -12,6 +12,10 @@ from efficient_llm.models import transformer
 from efficient_llm.training import metrics, sections, trained_run
 
 FILE_NAME = 'growth.json'
+# Runs of models on the way, numbered.
+STAGES = 'stages'
+# What growing costs besides the large model's own training.
+_COSTS = ('operator_flops', 'probe_flops', 'stage_flops')
 _PROBE = ('name', 'loss', 'tokens', 'secs')
 
 
@@ -33,8 +37,18 @@ def describe(
   found['probe_tokens'] = sum(
     probe['tokens'] for probe in probes if not probe['chosen']
   )
+  found['probe_flops'] = found['probe_tokens'] * flops_per_token
   found['operator_flops'] = found['operator_tokens'] * flops_per_token
   found['small_flops'] = _flops(_read(config.small))
+  stages = [
+    _read(folder)
+    for folder in sorted(
+      (workdir / STAGES).glob('[0-9]*'), key=lambda folder: int(folder.name)
+    )
+  ]
+  found['stage_flops'] = sum(map(_own_flops, stages))
+  if stages:
+    found['small_flops'] = stages[0]['growth']['small_flops']
   shown: list[sections.Section] = [_table(found)]
   if probes:
     rows = [[probe[name] for name in _PROBE] for probe in probes]
@@ -48,10 +62,12 @@ def describe(
       )
     )
   if config.scratch:
-    grown = curve(workdir, first=found.get('grown_loss'))
-    scratch = curve(pathlib.Path(config.scratch))
+    grown = curve(
+      workdir, config.flops_per_token, first=found.get('grown_loss')
+    )
+    scratch = curve(pathlib.Path(config.scratch), flops_per_token)
     if grown is not None and scratch is not None:
-      saved = _saving(found, grown, scratch, flops_per_token)
+      saved = _saving(found, grown, scratch)
       found |= saved
       if saved:
         shown.append(_savings_table(saved))
@@ -86,12 +102,13 @@ def check_scratch(config: LigoConfig) -> None:
 
 
 def curve(
-  workdir: pathlib.Path, *, first: float | None = None
+  workdir: pathlib.Path, flops_per_token: float, *, first: float | None = None
 ) -> ledger.Curve | None:
-  """Validation losses of a run by tokens; None if it made none.
+  """Validation losses of a run by FLOPs; None if it made none.
 
   Args:
     workdir: Its folder.
+    flops_per_token: Of its training.
     first: Loss before the first step.
   """
   records = metrics.read_metrics(workdir, kind='eval')
@@ -103,22 +120,17 @@ def curve(
   if not points:
     return None
   tokens, losses = zip(*points, strict=True)
-  return ledger.Curve(tokens, losses)
+  return ledger.Curve([x * flops_per_token for x in tokens], losses)
 
 
 def _saving(
-  found: dict[str, Any],
-  grown: ledger.Curve,
-  scratch: ledger.Curve,
-  flops_per_token: float,
+  found: dict[str, Any], grown: ledger.Curve, scratch: ledger.Curve
 ) -> dict[str, Any]:
-  """In tokens of the large model, which its FLOPs are a multiple of."""
-  small = found['small_flops']
   saved = ledger.saving(
     grown,
     scratch,
-    operator=found['operator_tokens'] + found['probe_tokens'],
-    small=None if small is None else small / flops_per_token,
+    operator=sum(found[name] for name in _COSTS),
+    small=found['small_flops'],
   )
   if saved is None:
     return {}
@@ -144,6 +156,8 @@ def _table(found: dict[str, Any]) -> sections.Table:
     ('steps of the operator', found['operator_steps'], ''),
     ('cost of the operator', found['operator_flops'], 'FLOPs, its map not'),
     ('training of the operator', found['operator_secs'], 'seconds'),
+    ('cost of other trials', found['probe_flops'], 'FLOPs'),
+    ('cost of models on the way', found['stage_flops'], 'FLOPs'),
   ]
   for name, what in (
     ('small_loss', 'the small model'),
@@ -161,7 +175,8 @@ def _savings_table(saved: dict[str, Any]) -> sections.Table:
     'Saved against training from nothing',
     ('what', 'value'),
     rows,
-    note='Warm counts operator and large model, cold the small model too; '
+    note='Warm counts operator, trials, models on the way and the large model, '
+    'cold the small model too; '
     'where scratch is not reached, at the loss that was.',
   )
 
@@ -171,14 +186,15 @@ def _flops(result: dict[str, Any]) -> float | None:
   own = result.get('flops')
   if own is None or 'growth' not in result:
     return own
-  growth = result['growth']
-  if growth['small_flops'] is None:
-    return None
-  per_token = own / max(result['num_tokens'], 1)
-  before = growth['small_flops'] + growth['operator_flops']
-  return own + before + growth['probe_tokens'] * per_token
+  small = result['growth']['small_flops']
+  return None if small is None else small + _own_flops(result)
 
 
-def _read(folder: str) -> dict[str, Any]:
+def _own_flops(result: dict[str, Any]) -> float:
+  """Of a run that grew, without the model that it grew out of."""
+  return result['flops'] + sum(result['growth'][name] for name in _COSTS)
+
+
+def _read(folder: str | pathlib.Path) -> dict[str, Any]:
   path = pathlib.Path(folder) / 'result.json'
   return json.loads(path.read_bytes()) if path.is_file() else {}

@@ -1,10 +1,12 @@
 """How a growth operator begins and is learned, and the run around it."""
 
 import dataclasses
-from typing import Literal
+import pathlib
+from typing import Any, Literal
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import typing
+from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training.config import PretrainConfig
 
 
@@ -125,6 +127,52 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """A model on the way from the small to the large one.
+
+  Attributes:
+    num_steps: Of its training.
+    num_layers: As in the large model where None; the other sizes too.
+    method: How it grows out of the model before it; the run's where None.
+    rest_old: Whether only new layers are trained; see `LigoConfig`.
+  """
+
+  num_steps: int
+  num_layers: int | None = None
+  embed_dim: int | None = None
+  num_heads: int | None = None
+  num_kv_heads: int | None = None
+  mlp_dim: int | None = None
+  method: str | None = None
+  rest_old: bool = False
+
+  def validate(self) -> None:
+    """Checks ranges; raises ValueError with one line."""
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if type(value) is int and value < 1:
+        raise ValueError(f'stages: {field.name}={value} must be at least 1.')
+
+  def model(self, large: TransformerConfig) -> TransformerConfig:
+    """The stage's model."""
+    sizes = {
+      name: getattr(self, name)
+      for name in _STAGE_SIZES
+      if getattr(self, name) is not None
+    }
+    return dataclasses.replace(large, **sizes)
+
+
+_STAGE_SIZES = (
+  'num_layers',
+  'embed_dim',
+  'num_heads',
+  'num_kv_heads',
+  'mlp_dim',
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class LigoConfig(PretrainConfig):
   """A pre-training run whose model grows out of a smaller one.
 
@@ -136,6 +184,10 @@ class LigoConfig(PretrainConfig):
     probe: The trials of 'auto'.
     learn: How it is learned; with learn.num_steps=0 the method is all.
     moments: Whether the optimiser's moments grow too.
+    rest_old: Whether only the layers that growth added are trained, and
+      nothing outside the layers (LLaMA-Pro with method='identity').
+    stages: Models on the way, each trained as long as it says, with a schedule
+      of its own: MSLT with method='top' and rest_old, progressive training.
     scratch: Folder of a run of the large model from nothing, which the report
       compares with; empty for none.
   """
@@ -146,6 +198,8 @@ class LigoConfig(PretrainConfig):
   probe: ProbeConfig = ProbeConfig()
   learn: LearnConfig = LearnConfig()
   moments: bool = False
+  rest_old: bool = False
+  stages: tuple[StageConfig, ...] = ()
   scratch: str = ''
 
   def validate(self) -> None:
@@ -162,4 +216,21 @@ class LigoConfig(PretrainConfig):
           "method='auto' compares validation losses; set "
           'data.validation_fraction or data.validation_path.'
         )
+    for stage in self.stages:
+      stage.validate()
     super().validate()
+
+  def aside(self, workdir: pathlib.Path, **changes: Any) -> 'LigoConfig':
+    """A run in a folder of this one's, with the same text.
+
+    Args:
+      workdir: Of this run, where the tokens are kept for both.
+      **changes: Fields that differ.
+    """
+    cache_dir = self.data.cache_dir or str(workdir.absolute() / 'cache')
+    settings = {
+      'scratch': '',
+      'sample_prompts': (),
+      'data': dataclasses.replace(self.data, cache_dir=cache_dir),
+    }
+    return dataclasses.replace(self, **(settings | changes))

@@ -43,6 +43,14 @@ def matrices(
   return found
 
 
+def old_layers(
+  method: MethodConfig, small: TransformerConfig, large: TransformerConfig
+) -> tuple[int, ...]:
+  """Layers of the large model that are the small one's, each once."""
+  sources = _sources(method.depth, small.num_layers, large.num_layers)
+  return tuple(np.unique(sources, return_index=True)[1].tolist())
+
+
 def from_above(layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Each small layer replaced by the one above it, the last by itself."""
   found = {}

@@ -4,6 +4,7 @@ READ FIRST of the package: `train` is what `experiments.ligo` calls. The stages
 have a folder each under the working directory, and a run that was stopped goes
 on in the stage it was in:
 
+    stages/         models on the way, each a run like this one
     probes/         trials of several methods, where the best is asked for
     small.json      which checkpoint of the small model it is
     operator/       learning the growth operator, where that is asked for
@@ -13,13 +14,14 @@ on in the stage it was in:
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from typing import Any
 
 import jax
 
-from efficient_llm.ligo import auto, card, methods, pair
+from efficient_llm.ligo import auto, card, depth, methods, pair
 from efficient_llm.ligo import stage as stage_lib
 from efficient_llm.ligo import state as growth_state
 from efficient_llm.ligo.config import LigoConfig
@@ -48,6 +50,8 @@ def train(
   config.validate()
   workdir = pathlib.Path(workdir)
   _check_workdir(workdir)
+  if config.stages:
+    return _in_stages(config, workdir)
   small = _find_small(config, workdir)
   pair.check(small.model, config.model)
   if config.moments:
@@ -65,6 +69,12 @@ def train(
       return found
     config, probes = found
   method = methods.get(config.method)
+  if config.rest_old:
+    config = dataclasses.replace(
+      config,
+      resting_layers=depth.old_layers(method, small.model, config.model),
+    )
+    config.validate()
   begin = methods.build(method, small.model, config.model, seed=config.seed)
   stage = stage_lib.Stage(config, small, begin, workdir)
   # From here on the run is of this small model.
@@ -85,6 +95,36 @@ def train(
       describe=functools.partial(card.describe, config, workdir, probes),
     ),
   )
+
+
+def _in_stages(config: LigoConfig, workdir: pathlib.Path) -> loop_lib.Outcome:
+  """Grows and trains every model on the way, and the large one out of them."""
+  stages, config = config.stages, dataclasses.replace(config, stages=())
+  small = trained_run.find(config.small, name='small', step=config.small_step)
+  models = [stage.model(config.model) for stage in stages]
+  # Before hours are spent on the first.
+  for before, after in itertools.pairwise([small.model, *models, config.model]):
+    pair.check(before, after)
+  runs = [
+    config.aside(
+      workdir,
+      model=model,
+      method=stage.method or config.method,
+      rest_old=stage.rest_old,
+      loop=dataclasses.replace(config.loop, num_steps=stage.num_steps),
+    )
+    for stage, model in zip(stages, models, strict=True)
+  ]
+  for run in runs:
+    run.validate()
+  beginning = {'small': config.small, 'small_step': config.small_step}
+  for number, run in enumerate(runs):
+    folder = workdir / card.STAGES / str(number)
+    outcome = train(dataclasses.replace(run, **beginning), workdir=folder)
+    if outcome.stopped_by is not None:
+      return outcome
+    beginning = {'small': str(folder), 'small_step': None}
+  return train(dataclasses.replace(config, **beginning), workdir=workdir)
 
 
 def _check_workdir(workdir: pathlib.Path) -> None:

@@ -111,6 +111,7 @@ def apply(
   tail_mask_BTT: Bool[Array, 'B T T'] | None = None,
   num_new_B: Int[Array, 'B'] | None = None,
   with_logits: bool = True,
+  num_resting: int = 0,
 ) -> Output:
   """Runs the stack.
 
@@ -130,6 +131,8 @@ def apply(
       first ones); all by default. The others leave no trace.
     with_logits: Whether to compute logits; `unembed` does it later for chosen
       positions.
+    num_resting: Layers at the bottom, with the tables before them, that no
+      gradient reaches and none is computed for; without a cache.
   Raises:
     ValueError: If T exceeds the model's positions or the cache's capacity, or
       an input does not go with the model, or with (without) a cache.
@@ -157,7 +160,13 @@ def apply(
   embed = modules.bind('embedding', config, params['embedding'])
   x_BTD = embed(tokens_BT, positions_BT, token_types_BT)
   x_BTD, cache = _run_layers(
-    config, params['layers'], x_BTD, cache, mask=mask, rotary=rotary
+    config,
+    params['layers'],
+    x_BTD,
+    cache,
+    num_resting=num_resting,
+    mask=mask,
+    rotary=rotary,
   )
   if cache is not None:
     cache = cache.advance(num_tokens if num_new_B is None else num_new_B)
@@ -196,6 +205,8 @@ def _run_layers(
   stack: Any,
   x_BTD: Array,
   cache: kv_cache.KVCache | None,
+  *,
+  num_resting: int = 0,
   **attention_inputs: Any,
 ) -> tuple[Array, kv_cache.KVCache | None]:
   """Scans the stacked layers, or loops over single ones (always with cache)."""
@@ -220,6 +231,12 @@ def _run_layers(
     policy = dots if config.remat == 'dots' else None
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
   unroll = min(config.scan_unroll, config.num_layers)
+  if num_resting:
+    # In two, as no part of a scan is left out of the backward pass.
+    below = jax.tree.map(lambda x: x[:num_resting], parts)
+    parts = jax.tree.map(lambda x: x[num_resting:], parts)
+    x_BTD = jax.lax.scan(body, x_BTD, below, unroll=unroll)[0]
+    x_BTD = jax.lax.stop_gradient(x_BTD)
   return jax.lax.scan(body, x_BTD, parts, unroll=unroll)[0], None
 
 
@@ -272,7 +289,9 @@ def num_params(config: TransformerConfig, *, embeddings: bool = True) -> int:
   )
 
 
-def flops_per_token(config: TransformerConfig, *, num_tokens: int) -> float:
+def flops_per_token(
+  config: TransformerConfig, *, num_tokens: int, num_resting: int = 0
+) -> float:
   """Training FLOPs per token of a sequence: 6 N plus the attention products.
 
   N counts every matrix a token is multiplied with, the (tied) output matrix
@@ -282,6 +301,7 @@ def flops_per_token(config: TransformerConfig, *, num_tokens: int) -> float:
   Args:
     config: The model.
     num_tokens: T, the length of a sequence.
+    num_resting: Layers without a backward pass, which is two thirds.
   Source: Chowdhery et al. 2022, PaLM, appendix B, arXiv:2204.02311. Differs:
     the half of causal attention that is masked does not count.
   """
@@ -295,4 +315,12 @@ def flops_per_token(config: TransformerConfig, *, num_tokens: int) -> float:
     matrices += sizes['vocab'] * sizes['embed']
   pairs = num_tokens * (0.5 if config.causal else 1.0)
   width = sizes['heads'] * sizes['head_dim']
-  return 6.0 * matrices + 12.0 * config.num_layers * width * pairs
+  flops = 6.0 * matrices + 12.0 * config.num_layers * width * pairs
+  layers = logical_axes(config)['layers']
+  of_layers = 6.0 * sum(
+    math.prod(sizes[name] for name in leaf.names)
+    for leaf in jax.tree.leaves(layers)
+    if leaf.is_matrix
+  )
+  of_layers += 12.0 * config.num_layers * width * pairs
+  return flops - 2 / 3 * of_layers * num_resting / config.num_layers

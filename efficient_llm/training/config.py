@@ -19,6 +19,8 @@ class PretrainConfig:
     sample_prompts: Their beginnings; empty for none.
     z_loss: Weight of the log-partition penalty.
     seed: Of the initial parameters; data.seed orders the data.
+    resting_layers: Layers that are not trained, and with them nothing outside
+      the layers is; the lowest in a row cost no backward pass.
   """
 
   model: transformer.TransformerConfig = transformer.TransformerConfig()
@@ -30,6 +32,24 @@ class PretrainConfig:
   sample_prompts: tuple[str, ...] = ()
   z_loss: float = 0.0
   seed: int = 0
+  resting_layers: tuple[int, ...] = ()
+
+  @property
+  def num_resting(self) -> int:
+    """Layers in a row from the lowest on that rest."""
+    count = 0
+    while count in self.resting_layers:
+      count += 1
+    return count
+
+  @property
+  def flops_per_token(self) -> float:
+    """Of training, of the large products."""
+    return transformer.flops_per_token(
+      self.model,
+      num_tokens=self.data.sequence_length,
+      num_resting=self.num_resting,
+    )
 
   def validate(self) -> None:
     """Checks every part and the rules across them, before any compilation."""
@@ -41,6 +61,14 @@ class PretrainConfig:
       raise ValueError(
         f'data.sequence_length={self.data.sequence_length} must not exceed '
         f'model.max_positions={self.model.max_positions}; change one of them.'
+      )
+    some = set(range(self.model.num_layers)) - set(self.resting_layers)
+    if self.resting_layers and (
+      len(some) + len(self.resting_layers) != self.model.num_layers or not some
+    ):
+      raise ValueError(
+        f'resting_layers={self.resting_layers} must be some of the '
+        f'{self.model.num_layers} layers, each once, and not all; change it.'
       )
     if self.data.batch_size % self.loop.num_microbatches:
       raise ValueError(

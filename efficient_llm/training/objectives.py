@@ -39,7 +39,10 @@ LOGITS_BYTES = 256 * 2**20
 
 
 def language_model_loss(
-  config: transformer.TransformerConfig, *, z_loss: float = 0.0
+  config: transformer.TransformerConfig,
+  *,
+  z_loss: float = 0.0,
+  num_resting: int = 0,
 ) -> LossFn:
   """Cross-entropy in nats of `targets`, weighted by `loss_weights`.
 
@@ -51,6 +54,7 @@ def language_model_loss(
     config: The model.
     z_loss: Weight of log(Z)^2, which keeps logits near 0 (Chowdhery et al.
       2022, section 5, arXiv:2204.02311).
+    num_resting: Layers at the bottom that no gradient reaches.
   """
 
   def loss_fn(params: typing.Params, batch: typing.Batch, key: Any) -> Loss:
@@ -62,6 +66,7 @@ def language_model_loss(
       positions_BT=batch.get('positions'),
       segment_ids_BT=batch.get('segment_ids'),
       with_logits=False,
+      num_resting=num_resting,
     ).hidden
     head = functools.partial(_token_losses, config, z_loss=z_loss)
     return _in_blocks(

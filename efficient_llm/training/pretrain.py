@@ -131,8 +131,11 @@ def make_parts(config: PretrainConfig, mesh: Mesh) -> Parts:
     ),
   )
   axes = transformer.logical_axes(model)
-  optimizer = optimizer_lib.make_optimizer(
-    config.optimizer, axes, num_steps=config.loop.num_steps
+  optimizer = optimizer_lib.resting(
+    optimizer_lib.make_optimizer(
+      config.optimizer, axes, num_steps=config.loop.num_steps
+    ),
+    config.resting_layers,
   )
 
   def init_state(key: jax.Array) -> state_lib.TrainState:
@@ -141,7 +144,9 @@ def make_parts(config: PretrainConfig, mesh: Mesh) -> Parts:
     return state_lib.create(params, optimizer, train_key)
 
   train_step = step.make_train_step(
-    objectives.language_model_loss(model, z_loss=config.z_loss),
+    objectives.language_model_loss(
+      model, z_loss=config.z_loss, num_resting=config.num_resting
+    ),
     optimizer,
     num_microbatches=config.loop.num_microbatches,
     skip_nonfinite=config.loop.nonfinite == 'skip',
@@ -207,9 +212,6 @@ def train(
     num_batches=config.loop.eval_batches,
     process=share,
   )
-  flops_per_token = transformer.flops_per_token(
-    config.model, num_tokens=config.data.sequence_length
-  )
   with (
     jax.set_mesh(mesh),
     contextlib.closing(dataset.iterate(process=share)) as batches,
@@ -223,7 +225,7 @@ def train(
         place=place,
         evaluate=evaluate,
         metadata=results.checkpoint_metadata(config, dataset),
-        flops_per_token=flops_per_token,
+        flops_per_token=config.flops_per_token,
       ),
       make_state=(
         functools.partial(beginning.make_state, program)

@@ -30,9 +30,6 @@ def describe(
   mesh: Mesh,
 ) -> dict[str, Any]:
   """What result.json says of a run, samples of its model included."""
-  flops_per_token = transformer.flops_per_token(
-    config.model, num_tokens=config.data.sequence_length
-  )
   written = samples.draw(
     prompts,
     outcome.state.params,
@@ -46,7 +43,7 @@ def describe(
     'num_params': transformer.num_params(config.model),
     'num_steps': int(outcome.state.step),
     'num_tokens': outcome.num_tokens,
-    'flops': outcome.num_tokens * flops_per_token,
+    'flops': outcome.num_tokens * config.flops_per_token,
     'train_secs': outcome.train_secs,
     **_named(outcome.eval_metrics),
     'data': dataset.statistics(),

@@ -72,9 +72,11 @@ def get_config() -> TltConfig:
       num_prompts=8,
       group_size=8,
       max_live=4,
+      # Copies beside it, or shorter chains, are slower here at any batch.
+      speculation='learned',
       strategy=strategy_config.StrategyConfig(
-        arms=('7_1_8', '7_1_8+3_1_4c'),
-        thresholds=(1, 2),
+        arms=('7_1_8',),
+        thresholds=(1,),
         window=256,
         exploration=0.02,
       ),
