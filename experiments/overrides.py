@@ -85,9 +85,13 @@ def parse(text: str, hint: Any, *, name: str) -> Any:
         return _parse_one(text, option, name=name)
       except ValueError:
         continue
+  remedy = f'for example --config.{name}={_example(options)}'
+  if any(
+    dataclasses.is_dataclass(x) for o in options for x in typing.get_args(o)
+  ):
+    remedy = 'set it in a configuration file'
   raise ValueError(
-    f'--config.{name}={_shown(text)} must be {describe(hint)}; for example '
-    f'--config.{name}={_example(options)}.'
+    f'--config.{name}={_shown(text)} must be {describe(hint)}; {remedy}.'
   )
 
 

@@ -3,7 +3,9 @@
 Paper:    Wang et al. 2023, LiGO, arXiv:2303.00980
 Command:  ./run.sh && ./run.sh python -m experiments.ligo \
               --config.small=out/pretrain --workdir=out/ligo
-          the small model first; --config.method=… for another method
+          the small model first; --config.method=… for another method,
+          --config=experiments/configs/ligo_cpu.py:mslt for a schedule of
+          several models
 Hardware: two CPU cores
 """
 
@@ -11,13 +13,36 @@ import dataclasses
 
 from efficient_llm import optimizer
 from efficient_llm.data import pipeline
-from efficient_llm.ligo.config import LigoConfig
+from efficient_llm.ligo.config import LigoConfig, StageConfig
 from efficient_llm.models import presets
 from efficient_llm.training import checkpoint, loop
 
 
-def get_config() -> LigoConfig:
-  """Ten layers out of five, on the text that the small model learned from."""
+def get_config(name: str = 'double') -> LigoConfig:
+  """Ten layers out of five, on the text that the small model learned from.
+
+  Args:
+    name: 'double' at once; 'mslt' trains the upper half alone first;
+      'progressive' has a model of eight layers between; 'llama_pro' trains only
+      the layers that are new, between the old ones.
+  """
+  config = _double()
+  changed = {
+    'double': config,
+    'mslt': dataclasses.replace(
+      config, stages=(StageConfig(150, method='top', rest_old=True),)
+    ),
+    'progressive': dataclasses.replace(
+      config, method='interpolate', stages=(StageConfig(150, num_layers=8),)
+    ),
+    'llama_pro': dataclasses.replace(config, method='identity', rest_old=True),
+  }
+  if name not in changed:
+    raise ValueError(f'{name!r} must be one of {", ".join(changed)}.')
+  return changed[name]
+
+
+def _double() -> LigoConfig:
   small = presets.get('ladder_1m')
   return LigoConfig(
     small='out/pretrain',

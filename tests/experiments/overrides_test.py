@@ -213,6 +213,17 @@ def test_a_choice_that_is_none_is_refused_with_all_choices() -> None:
   assert 'must be one of cosine, wsd, 1' in message
 
 
+def test_groups_in_a_list_need_a_configuration_file() -> None:
+  @dataclasses.dataclass(frozen=True)
+  class Several:
+    inners: tuple[Inner, ...] = ()
+
+  hint = tuple[Inner, ...]
+  with pytest.raises(ValueError, match='set it in a configuration file'):
+    overrides.parse('3', hint, name='inners')
+  overrides.check_types(Several((Inner(),)))
+
+
 def test_a_long_value_is_cut_in_the_message() -> None:
   assert len(_refusal({'whole': 'x' * 10_000})) < 300
 
