@@ -74,7 +74,8 @@ class Grown:
     operator_flops: Of learning, the map included.
     operator_secs: Of learning, without compilation.
     function_error: Largest difference of logits from the small model's, as a
-      share of the largest logit.
+      share of the largest logit. Where new width is at rest, with the epsilon
+      of norms that `methods.loss_of_function` asks for.
     claimed: Whether the method says that the function is kept.
   """
 
@@ -242,7 +243,12 @@ class Lab:
       claimed = not learn.num_steps and (
         methods.loss_of_function(setting, small, large) is None
       )
-      error = self._function_error(small, large, state.params, grown.params)
+      at_rest = setting.width in ('zero', 'average')
+      scale = small.embed_dim / large.embed_dim if at_rest else 1.0
+      judged = dataclasses.replace(
+        large, norm_epsilon=scale * small.norm_epsilon
+      )
+      error = self._function_error(small, judged, state.params, grown.params)
     return Grown(grown, flops, secs, error, claimed)
 
   def loss(
@@ -366,11 +372,7 @@ class Lab:
     params: Any,
     grown: Any,
   ) -> float:
-    """As `Grown` has it, with the epsilon that growth's width asks for."""
-    large = dataclasses.replace(
-      large,
-      norm_epsilon=small.norm_epsilon * small.embed_dim / large.embed_dim,
-    )
+    """As `Grown` has it."""
     tokens_BT = jnp.asarray(self._texts.validation['tokens'][0, :2])
     theirs = transformer.apply(small, params, tokens_BT).logits
     ours = transformer.apply(large, grown, tokens_BT).logits

@@ -11,6 +11,8 @@ from efficient_llm.training import chart, sections
 _Record = Mapping[str, Any]
 # Student's t for 95 %, by degrees of freedom.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
+# Wider than it must be beyond.
+_T_BEYOND = 2.306
 
 
 def summary(
@@ -25,54 +27,19 @@ def summary(
   scratch = {x['seed']: x for x in records if x['name'] == 'scratch'}
   smalls = {(x['pair'], x['seed']): x for x in records if x['name'] == 'small'}
   arms = [x for x in records if 'function_error' in x]
-  savings = {
-    (x['pair'], x['name'], x['seed']): _savings(
-      x, scratch[x['seed']], smalls[x['pair'], x['seed']]
-    )
-    for x in arms
-  }
-  for pair, names in candidates.items():
-    for seed in scratch:
-      tried = {
-        name: next(
-          x
-          for x in arms
-          if (x['pair'], x['name'], x['seed']) == (pair, name, seed)
-        )
-        for name in names
-      }
-      savings[pair, 'auto', seed] = _auto(
-        tried, scratch[seed], smalls[pair, seed]
-      )
-  by_pair: dict[str, dict[str, Any]] = {}
-  for pair, name, _ in savings:
-    found = [x for key, x in sorted(savings.items()) if key[:2] == (pair, name)]
-    by_pair.setdefault(pair, {})[name] = _row(found)
-  fixed = {
-    pair: {
-      name: row['warm_flops_saving']
-      for name, row in rows.items()
-      if name != 'auto' and row['warm_flops_saving'] is not None
-    }
-    for pair, rows in by_pair.items()
-  }
-  best = {
-    pair: max(rows, key=lambda n: rows[n]) for pair, rows in fixed.items()
+  by_pair = _rows(arms, scratch, smalls, candidates)
+  best = {pair: _best(rows) for pair, rows in by_pair.items()}
+  regrets = {
+    pair: 100
+    * (best[pair]['saving'] - by_pair[pair]['auto']['warm_flops_saving'])
+    for pair in candidates
   }
   errors = [x['function_error'] for x in arms if x['claimed']]
   ligo = by_pair.get('depth', {}).get('ligo', {})
-  regrets = {
-    pair: 100
-    * (fixed[pair][best[pair]] - by_pair[pair]['auto']['warm_flops_saving'])
-    for pair in candidates
-  }
   return {
     'ligo_depth_warm_flops_saving': ligo.get('warm_flops_saving'),
     'ligo_depth_warm_seconds_saving': ligo.get('warm_seconds_saving'),
-    'best_warm_flops_saving': {
-      pair: {'method': name, 'saving': fixed[pair][name]}
-      for pair, name in best.items()
-    },
+    'best_warm_flops_saving': best,
     'auto_regret_points': max(regrets.values()) if regrets else None,
     'auto_regret_points_by_pair': regrets,
     'max_preservation_error': max(errors) if errors else None,
@@ -87,6 +54,49 @@ def summary(
       f'{pair}, seed {seed}': x['losses'][-1]
       for (pair, seed), x in smalls.items()
     },
+  }
+
+
+def _rows(
+  arms: Sequence[_Record],
+  scratch: Mapping[int, _Record],
+  smalls: Mapping[tuple[str, int], _Record],
+  candidates: Mapping[str, Sequence[str]],
+) -> dict[str, dict[str, Any]]:
+  """By pair and method, `auto` among them."""
+  records = {(x['pair'], x['name'], x['seed']): x for x in arms}
+  savings = {
+    key: _savings(x, scratch[x['seed']], smalls[x['pair'], x['seed']])
+    for key, x in records.items()
+  }
+  for pair, names in candidates.items():
+    for seed in scratch:
+      tried = {name: records[pair, name, seed] for name in names}
+      savings[pair, 'auto', seed] = _auto(
+        tried, scratch[seed], smalls[pair, seed]
+      )
+  by_pair: dict[str, dict[str, Any]] = {}
+  for pair, name, _ in savings:
+    found = [x for key, x in sorted(savings.items()) if key[:2] == (pair, name)]
+    by_pair.setdefault(pair, {})[name] = _row(found)
+  return by_pair
+
+
+def _best(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """The fixed method that saves most, among those compared at one loss."""
+  fixed = {
+    name: row
+    for name, row in rows.items()
+    if name != 'auto' and row['warm_flops_saving'] is not None
+  }
+  reached = {name: row for name, row in fixed.items() if row['reached'] == 1}
+  name = max(
+    reached or fixed, key=lambda name: fixed[name]['warm_flops_saving']
+  )
+  return {
+    'method': name,
+    'saving': fixed[name]['warm_flops_saving'],
+    'reached': fixed[name]['reached'],
   }
 
 
@@ -155,7 +165,7 @@ def _interval(values: Sequence[float]) -> list[float] | None:
   if len(values) < 2:
     return None
   mean = statistics.mean(values)
-  width = _T.get(len(values) - 1, 2.0) * statistics.stdev(values)
+  width = _T.get(len(values) - 1, _T_BEYOND) * statistics.stdev(values)
   width /= math.sqrt(len(values))
   return [mean - width, mean + width]
 

@@ -32,7 +32,7 @@ def record(name: str, result: Mapping[str, Any]) -> None:
     'benchmark': name,
     'device': _device(),
     'versions': _versions(),
-    'commit': _commit(),
+    'commit': commit(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
   if taken := sorted(set(added) & set(result)):
@@ -101,7 +101,7 @@ def _versions() -> dict[str, str]:
   return {'python': platform.python_version(), **known}
 
 
-def _commit() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
   """The commit measured; `dirty` says that the files differ from it."""
 
   def git(*arguments: str) -> str | None:

@@ -2,6 +2,8 @@
 
     ./run.sh python -m benchmarks.ligo_savings [--quick] [--seeds=N]
 
+Over 300 lines: what the figures mean, beside what runs the table.
+
 Byte-level models on the Python standard library; 4 layers of width 64 grow out
 of half the layers, of half the width, and of half of both. Every seed has its
 own small models and its own scratch run. Two workers of one core each; what is
@@ -15,27 +17,35 @@ a scratch run whose moments and warm-up begin anew half-way is a further control
 
 For each pair and method, means over seeds with 95 % intervals:
   warm_flops_saving    1 - FLOPs, operator included, by scratch's FLOPs, to
-                       scratch's last loss, or to the loss at --arm_steps
+                       scratch's last loss; where that is not reached within
+                       --arm_steps, to the loss that is
   warm_seconds_saving  the same of seconds, without compilation
   cold_flops_saving    with the small model's training
   reached              share of seeds that came to scratch's last loss
-  preservation_error   largest difference of logits right after growth
+  preservation_error   largest difference of logits right after growth, as a
+                       share of the largest; with the epsilon of norms that
+                       `methods.loss_of_function` asks for
 At the top level:
   ligo_depth_warm_flops_saving, ligo_depth_warm_seconds_saving
                            of `ligo`, learned cheaply from the best plain start
-  best_warm_flops_saving   by pair
+  best_warm_flops_saving   by pair, of methods that reached it in every seed,
+                           if there are any
   auto_regret_points       largest over pairs: percent points that `auto` saves
-                           less than the best fixed method
+                           less than the best fixed method, chosen in hindsight;
+                           its candidates were named by what earlier runs of
+                           these pairs showed
   max_preservation_error   of methods that claim to keep the function
 
-`auto` is what method='auto' does with probe.num_steps=10: the best trial by
-other held-out text goes on, the others' steps are its cost.
+`auto` is what method='auto' does with probe.num_steps=10, but for choosing by
+held-out text of its own: the best trial goes on, the others' steps are its
+cost.
 Methods that are the same on a pair ('top' and 'overlap' double a model as
 'stack' does) stand there once; 'stack' starts new width at zero.
 """
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import os
 import pathlib
@@ -51,6 +61,7 @@ import numpy as np
 
 from benchmarks import growth_arms, growth_lab, growth_table, harness
 from efficient_llm.ligo import auto
+from efficient_llm.training import strict_json
 
 
 class Benchmark:
@@ -58,8 +69,7 @@ class Benchmark:
 
   def __init__(self, arguments: argparse.Namespace):
     self._arguments = arguments
-    steps = (arguments.steps, arguments.arm_steps)
-    self._folder = arguments.cache_dir / '-'.join(map(str, steps))
+    self._folder = arguments.cache_dir / _fingerprint(arguments)
     self._folder.mkdir(parents=True, exist_ok=True)
     texts = growth_lab.Texts(arguments.cache_dir / 'text')
     self._labs: queue.Queue[growth_lab.Lab] = queue.Queue()
@@ -110,7 +120,8 @@ class Benchmark:
         record = tasks[name](lab)
       finally:
         self._labs.put(lab)
-      path.write_text(json.dumps(record), encoding='utf-8')
+      record['worker_secs'] = time.perf_counter() - begun
+      strict_json.write_atomically(path, strict_json.to_json(record))
       with self._lock:
         done[0] += 1
         now = time.perf_counter()
@@ -220,6 +231,20 @@ class Benchmark:
     return task
 
 
+def _fingerprint(arguments: argparse.Namespace) -> str:
+  """Names what runs depend on, so that none of another kind is taken."""
+  settings = (
+    arguments.steps,
+    arguments.arm_steps,
+    growth_arms.LARGE,
+    growth_arms.PAIRS,
+    growth_arms.ARMS,
+    growth_arms.optimizer(),
+    harness.commit()['hash'],
+  )
+  return hashlib.blake2b(repr(settings).encode(), digest_size=8).hexdigest()
+
+
 def _curve(run: growth_lab.Run) -> dict[str, Any]:
   return {
     'steps': run.steps,
@@ -238,7 +263,6 @@ def main() -> None:
   jax.config.update('jax_num_cpu_devices', 2)
   options = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{options} --xla_cpu_multi_thread_eigen=false'
-  start = time.perf_counter()
   arms = growth_arms.ARMS
   if arguments.quick:
     arms = {
@@ -267,7 +291,7 @@ def main() -> None:
       'num_seeds': arguments.seeds,
       'num_steps': arguments.steps,
       'num_arm_steps': arguments.arm_steps,
-      'secs': time.perf_counter() - start,
+      'worker_secs': sum(x['worker_secs'] for x in records),
     },
   )
 
@@ -276,8 +300,8 @@ def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true', help='one arm a pair')
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steps', type=int, default=600, help='from nothing')
-  parser.add_argument('--arm_steps', type=int, default=200, help='at most')
+  parser.add_argument('--steps', type=int, default=400, help='from nothing')
+  parser.add_argument('--arm_steps', type=int, default=400, help='at most')
   parser.add_argument(
     '--cache_dir', type=pathlib.Path, default='out/ligo_savings'
   )

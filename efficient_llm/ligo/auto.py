@@ -3,7 +3,8 @@
 The loss right after growth ranks methods badly: those that begin best often end
 last. So each candidate is grown and trained for some steps, and the lowest
 validation loss wins. Its trial is the beginning of the run, so only the others'
-steps are spent on choosing.
+steps are spent on choosing. It has the run's warm-up and then the peak rate; a
+trial that ends in warm-up has seen little of it.
 Source: Pan et al. 2024, LAG, arXiv:2406.02469.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 
-from efficient_llm.ligo import card, learning, methods
+from efficient_llm.ligo import card
 from efficient_llm.ligo.config import LigoConfig
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import loop as loop_lib
@@ -68,8 +69,6 @@ def choose(
   Returns:
     The outcome of a trial that was stopped, in place of both. Otherwise the
     best trial's checkpoints are the run's.
-  Raises:
-    ValueError: If a candidate is no method for this pair, before any trial.
   """
   folder = workdir / _FOLDER
   chosen = folder / 'chosen.json'
@@ -79,14 +78,9 @@ def choose(
   if found is not None:
     _adopt(folder / found['name'], workdir)
     return _candidate(config, found['name']), found['probes']
-  names = config.probe.candidates or candidates(small, config.model)
-  for name in names:
-    _check(_candidate(config, name), small)
   probes: list[dict[str, Any]] = []
-  for name in names:
-    trial = _trial(
-      _candidate(config, name), config.probe.num_steps, workdir=workdir
-    )
+  for name, candidate in trials(config, small).items():
+    trial = _trial(candidate, config.probe.num_steps, workdir=workdir)
     outcome = run(trial, folder / name)
     if outcome.stopped_by is not None:
       return outcome
@@ -115,6 +109,19 @@ def choose(
   return _candidate(config, best['name']), probes
 
 
+def trials(
+  config: LigoConfig, small: TransformerConfig
+) -> dict[str, LigoConfig]:
+  """What is tried, by name.
+
+  Args:
+    config: With method='auto'.
+    small: The small model.
+  """
+  names = config.probe.candidates or candidates(small, config.model)
+  return {name: _candidate(config, name) for name in names}
+
+
 def _adopt(trial: pathlib.Path, workdir: pathlib.Path) -> None:
   """Makes a trial the beginning of the run; may be stopped and done again."""
 
@@ -135,17 +142,6 @@ def _candidate(config: LigoConfig, name: str) -> LigoConfig:
   )
 
 
-def _check(candidate: LigoConfig, small: TransformerConfig) -> None:
-  """Refuses what could not be run; makes no parameters."""
-  operator = jax.eval_shape(
-    lambda: methods.build(
-      methods.get(candidate.method), small, candidate.model, seed=candidate.seed
-    )
-  )
-  if candidate.learn.num_steps:
-    learning.check(operator)
-
-
 def _trial(
   config: LigoConfig, num_steps: int, *, workdir: pathlib.Path
 ) -> LigoConfig:
@@ -155,7 +151,6 @@ def _trial(
     optimizer=dataclasses.replace(
       config.optimizer,
       schedule='constant',
-      warmup_steps=min(config.optimizer.warmup_steps, num_steps // 2),
     ),
     loop=dataclasses.replace(
       config.loop, num_steps=num_steps, eval_every=None, profile_steps=None

@@ -14,17 +14,17 @@ on in the stage it was in:
 
 import dataclasses
 import functools
-import itertools
 import json
 import pathlib
 from typing import Any
 
 import jax
 
-from efficient_llm.ligo import auto, card, depth, methods, pair
+from efficient_llm.ligo import auto, card, depth, learning, methods, pair
 from efficient_llm.ligo import stage as stage_lib
 from efficient_llm.ligo import state as growth_state
 from efficient_llm.ligo.config import LigoConfig
+from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import (
   pretrain,
@@ -53,10 +53,17 @@ def train(
   if config.stages:
     return _in_stages(config, workdir)
   small = _find_small(config, workdir)
-  pair.check(small.model, config.model)
+  _check_growth(config, small.model)
   if config.moments:
     growth_state.check_moments(small, config.optimizer)
   card.check_scratch(config)
+  # From here on the run is of this small model.
+  _pin(small, workdir)
+  if small.model.sizes == config.model.sizes:
+    # Nothing to choose or to learn.
+    learn = dataclasses.replace(config.learn, num_steps=0)
+    method = 'stack' if config.method == 'auto' else config.method
+    config = dataclasses.replace(config, method=method, learn=learn)
   probes: list[dict[str, Any]] = []
   if config.method == 'auto':
     found = auto.choose(
@@ -70,19 +77,9 @@ def train(
     config, probes = found
   method = methods.get(config.method)
   if config.rest_old:
-    config = dataclasses.replace(
-      config,
-      resting_layers=depth.old_layers(method, small.model, config.model),
-    )
-    config.validate()
+    config = _with_resting(config, small.model)
   begin = methods.build(method, small.model, config.model, seed=config.seed)
   stage = stage_lib.Stage(config, small, begin, workdir)
-  # From here on the run is of this small model.
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    strict_json.write_atomically(
-      workdir / _SMALL_FILE, strict_json.to_json(small.describe())
-    )
   learned = stage.learn()
   if learned is not None and learned.stopped_by is not None:
     return learned
@@ -101,22 +98,25 @@ def _in_stages(config: LigoConfig, workdir: pathlib.Path) -> loop_lib.Outcome:
   """Grows and trains every model on the way, and the large one out of them."""
   stages, config = config.stages, dataclasses.replace(config, stages=())
   small = trained_run.find(config.small, name='small', step=config.small_step)
-  models = [stage.model(config.model) for stage in stages]
-  # Before hours are spent on the first.
-  for before, after in itertools.pairwise([small.model, *models, config.model]):
-    pair.check(before, after)
-  runs = [
-    config.aside(
+  runs = []
+  for number, stage in enumerate(stages, 1):
+    run = config.aside(
       workdir,
-      model=model,
+      model=stage.model(config.model),
       method=stage.method or config.method,
       rest_old=stage.rest_old,
       loop=dataclasses.replace(config.loop, num_steps=stage.num_steps),
     )
-    for stage, model in zip(stages, models, strict=True)
-  ]
-  for run in runs:
+    # No stage reads again what the one before began with.
+    data = dataclasses.replace(run.data, seed=run.data.seed + 1000 * number)
+    runs.append(dataclasses.replace(run, data=data))
+  # Before hours are spent on the first.
+  before = small.model
+  for run in [*runs, config]:
     run.validate()
+    _check_growth(run, before)
+    before = run.model
+  card.check_scratch(config)
   beginning = {'small': config.small, 'small_step': config.small_step}
   for number, run in enumerate(runs):
     folder = workdir / card.STAGES / str(number)
@@ -125,6 +125,61 @@ def _in_stages(config: LigoConfig, workdir: pathlib.Path) -> loop_lib.Outcome:
       return outcome
     beginning = {'small': str(folder), 'small_step': None}
   return train(dataclasses.replace(config, **beginning), workdir=workdir)
+
+
+def _check_growth(config: LigoConfig, small: TransformerConfig) -> None:
+  """Refuses what could not be run; makes no parameters."""
+  pair.check(small, config.model)
+  if config.resting_layers:
+    raise ValueError(
+      f'resting_layers={config.resting_layers} follows from rest_old here; '
+      'leave it empty.'
+    )
+  candidates = [config]
+  if config.method == 'auto':
+    candidates = list(auto.trials(config, small).values())
+  for one in candidates:
+    if one.rest_old:
+      _with_resting(one, small)
+    operator = jax.eval_shape(
+      functools.partial(
+        methods.build,
+        methods.get(one.method),
+        small,
+        one.model,
+        seed=one.seed,
+      )
+    )
+    if one.learn.num_steps:
+      learning.check(operator)
+
+
+def _with_resting(config: LigoConfig, small: TransformerConfig) -> LigoConfig:
+  """The configuration with the small model's layers at rest.
+
+  Raises:
+    ValueError: If more grows than the number of layers, or not even that.
+  """
+  grown = [
+    name
+    for name, size in config.model.sizes.items()
+    if size != small.sizes[name]
+  ]
+  if grown != ['layers']:
+    raise ValueError(
+      f'rest_old=True needs a model that grows in layers alone, and '
+      f'{", ".join(grown) or "nothing"} grows; set it to False.'
+    )
+  old = depth.old_layers(methods.get(config.method), small, config.model)
+  return dataclasses.replace(config, resting_layers=old)
+
+
+def _pin(small: trained_run.TrainedRun, workdir: pathlib.Path) -> None:
+  """Writes down which checkpoint the run grows out of, the first time."""
+  path = workdir / _SMALL_FILE
+  if jax.process_index() == 0 and not path.is_file():
+    workdir.mkdir(parents=True, exist_ok=True)
+    strict_json.write_atomically(path, strict_json.to_json(small.describe()))
 
 
 def _check_workdir(workdir: pathlib.Path) -> None:

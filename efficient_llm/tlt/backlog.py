@@ -142,13 +142,18 @@ class Backlog:
     """
     if step != self._step:
       self._step, self._num_begun = step, 0
-    if len(self.deferred) >= num_wanted:
-      chosen = self.deferred[:num_wanted]
-      self.deferred = self.deferred[num_wanted:]
+    count = max(0, num_groups - len(self.answers.groups))
+    if self._defers:
+      is_enough = len(self.deferred) >= num_wanted
+      chosen = self.deferred[:num_wanted] if is_enough else []
+      count = 0 if is_enough else count
     else:
-      count = max(0, num_groups - len(self.answers.groups))
-      first, self.next_problem = self.next_problem, self.next_problem + count
-      chosen = list(range(first, first + count))
+      # Left by a run that deferred them.
+      chosen = self.deferred[:count]
+      count -= len(chosen)
+    self.deferred = self.deferred[len(chosen) :]
+    first, self.next_problem = self.next_problem, self.next_problem + count
+    chosen = [*chosen, *range(first, first + count)]
     groups_N = np.repeat(np.asarray(chosen, int), self._group_size)
     coins_NC = coins(step, len(groups_N), first=self._num_begun)
     self._num_begun += len(groups_N)
@@ -208,7 +213,6 @@ class Backlog:
       ValueError: If the answers that are kept do not go with the settings.
     """
     self.next_problem = saved['next_problem']
-    # Deferred by a run with the other setting, they are answered all the same.
     self.deferred = list(saved.get('deferred', ()))
     groups_N = np.asarray(saved['groups'], int)
     lengths = list(map(len, saved['tokens']))
@@ -223,6 +227,10 @@ class Backlog:
         f'rollout.group_size={self._group_size} must be that of the answers '
         f'that the checkpoint keeps; set it to {sizes[0]}.'
       )
+    if self._defers:
+      # Of a run that went on with them: they begin anew.
+      self.deferred += np.unique(groups_N).tolist()
+      return
     coins_NC = np.asarray(saved['coins'], int).reshape(-1, 2)
     kept = Answers.new(groups_N, coins_NC, self._num_tokens)
     for row, length in enumerate(lengths):

@@ -80,6 +80,14 @@ class RolloutConfig:
         f'rollout.finish_share={self.finish_share} must be above 0 and at most '
         '1; 1 waits for all answers.'
       )
+    if self.unfinished == 'wait' and (
+      not self.is_partial or self.max_rounds > 1
+    ):
+      raise ValueError(
+        f"rollout.unfinished='wait' needs rollout.finish_share below 1, is "
+        f'{self.finish_share}, and rollout.max_rounds=1, is {self.max_rounds}: '
+        'further rounds would answer in the same step what waits.'
+      )
     sampling = self.sampling
     truncates = sampling.top_k or (sampling.top_p or 1) < 1
     if self.is_partial and self.unfinished == 'continue' and truncates:

@@ -119,9 +119,7 @@ def plan(
       max_trials=max_trials,
     )
   tokens = config.data.batch_size * config.data.sequence_length
-  flops = tokens * transformer.flops_per_token(
-    config.model, num_tokens=config.data.sequence_length
-  )
+  flops = tokens * config.flops_per_token
   measures = _measures(config, program, compiled, where, flops=flops)
   estimate, assumptions = None, ()
   if measures is not None:

@@ -104,6 +104,27 @@ def test_deferred_problems_wait_for_a_step_of_their_own() -> None:
   assert other.fill(3, num_wanted=2, step=3).groups.tolist() == [6, 7, 8]
 
 
+def test_what_waits_is_answered_when_the_setting_changes() -> None:
+  kept = backlog.Backlog(group_size=2, num_tokens=4, defers=True)
+  after = _draw(
+    kept.fill(3, num_wanted=2, step=0),
+    [1, 1, 4, 3, 1, 1],
+    ended=[0, 1, 4, 5],
+    step=0,
+  )
+  kept.use(after, most_groups=2)
+  goes_on = _backlog()
+  goes_on.set_state(kept.get_state())
+  assert goes_on.fill(3, num_wanted=2, step=1).groups.tolist() == [1, 3, 4]
+  assert goes_on.deferred == []
+  # The other way round, what was begun begins anew.
+  waits = backlog.Backlog(group_size=2, num_tokens=4, defers=True)
+  waits.set_state(_two_steps().get_state())
+  begun = waits.fill(3, num_wanted=2, step=1)
+  assert begun.groups.tolist() == [0, 2]
+  assert not begun.lengths_N.any()
+
+
 def test_no_two_answers_have_the_same_coins() -> None:
   kept, seen = _backlog(), []
   for step in (0, 0, 1, 2):

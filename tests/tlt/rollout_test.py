@@ -183,6 +183,11 @@ def test_the_newest_texts_stay() -> None:
     ({'max_kept_prompts': 0}, 'max_kept_prompts'),
     ({'finish_share': 0.0}, 'finish_share'),
     ({'finish_share': 1.5}, 'finish_share'),
+    ({'unfinished': 'wait'}, 'finish_share below 1'),
+    (
+      {'unfinished': 'wait', 'finish_share': 0.5, 'max_rounds': 2},
+      'max_rounds=1',
+    ),
     (
       {'finish_share': 0.5, 'sampling': sampling.SamplingConfig(top_k=3)},
       'leave them None',
