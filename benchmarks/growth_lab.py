@@ -46,9 +46,10 @@ class Texts:
     self._folder = folder
     held_out = self._open(0)[1]
     assert held_out is not None
-    # Judged by the first ones; trials choose by others.
-    self.validation = _stack(held_out, range(_EVAL_BATCHES))
-    self.probe = _stack(held_out, range(_EVAL_BATCHES, 2 * _EVAL_BATCHES))
+    # From all over it, as files stand one after the other. Trials choose by
+    # other sequences than those that runs are judged by.
+    self.validation = _spread(held_out, rows=(0, 8))
+    self.probe = _spread(held_out, rows=(4, 12))
 
     self._train: dict[int, pipeline.Dataset] = {}
 
@@ -384,6 +385,17 @@ class Lab:
 def flops_per_token(model: TransformerConfig) -> float:
   """Of training."""
   return transformer.flops_per_token(model, num_tokens=SEQUENCE_LENGTH)
+
+
+def _spread(dataset: pipeline.Dataset, *, rows: tuple[int, ...]) -> Any:
+  """So many batches of sequences that are far from each other."""
+  count = _EVAL_BATCHES * BATCH_SIZE // len(rows)
+  places = np.linspace(0, dataset.steps_per_pass - 1, count).astype(int)
+  batches = _stack(dataset, places.tolist())
+  return jax.tree.map(
+    lambda x: x[:, list(rows)].reshape(_EVAL_BATCHES, BATCH_SIZE, *x.shape[2:]),
+    batches,
+  )
 
 
 def _stack(dataset: pipeline.Dataset, steps: Sequence[int]) -> Any:
