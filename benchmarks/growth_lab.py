@@ -92,7 +92,7 @@ class Run:
   """What a training run showed.
 
   Attributes:
-    state: At its end.
+    state: At its end, with averaged parameters.
     steps: At which it was evaluated, 0 first.
     losses: Validation losses of averaged parameters, in nats a byte.
     secs: Of training until then, without compilation and evaluation.
@@ -193,6 +193,7 @@ class Lab:
         secs.append(total)
         if losses[-1] <= until:
           break
+    state = state.replace(params=average)
     return Run(state, steps, losses, secs, probe_loss, probe_secs)
 
   def grow(

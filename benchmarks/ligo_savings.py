@@ -9,10 +9,11 @@ of half the layers, of half the width, and of half of both. Every seed has its
 own small models and its own scratch run. Two workers of one core each; what is
 done is kept under --cache_dir, and an interrupted benchmark goes on there.
 
-All large runs have the same rate, warm-up and order of the text, and are judged
-by an average of their parameters, so none has a decay that another lacks. The
-rate was chosen for scratch (`scratch_rates`: half of it and twice as much), and
-a scratch run whose moments and warm-up begin anew half-way is a further control
+All runs, those of small models too, have the same rate and warm-up, and are
+judged by, and grown from, an average of their parameters, so none has a decay
+that another lacks. Large ones read the text in the same order. The rate was
+chosen for scratch (`scratch_rates`: half of it and twice as much), and a
+scratch run whose moments and warm-up begin anew half-way is a further control
 (`scratch_restarted`).
 
 For each pair and method, means over seeds with 95 % intervals:
@@ -167,8 +168,7 @@ class Benchmark:
   ) -> Callable[[growth_lab.Lab], dict[str, Any]]:
     def task(lab: growth_lab.Lab) -> dict[str, Any]:
       steps, model = self._arguments.steps, growth_arms.PAIRS[pair]
-      # A small model is finished: its rate decays.
-      optimizer = growth_arms.optimizer(schedule='wsd')
+      optimizer = growth_arms.optimizer()
       run = lab.train(
         model,
         optimizer,
@@ -192,7 +192,7 @@ class Benchmark:
       small, optimizer = growth_arms.PAIRS[pair], growth_arms.optimizer()
       num_small, num_steps = self._arguments.steps, self._arguments.arm_steps
       structure = lab.structure(
-        small, growth_arms.optimizer(schedule='wsd'), num_steps=num_small
+        small, growth_arms.optimizer(), num_steps=num_small
       )
       with np.load(self._folder / f'{seed}-small-{pair}.npz') as saved:
         leaves = [saved[str(i)] for i in range(len(saved.files))]

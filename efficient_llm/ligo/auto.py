@@ -42,14 +42,12 @@ def candidates(
 ) -> tuple[str, ...]:
   """Methods worth a trial, by what grows, the likeliest first.
 
-  `benchmarks.ligo_savings` is the evidence: of what grows in depth alone the
-  repeated layers win, of all else copies whose noise tells them apart.
+  By `benchmarks.ligo_savings`: in depth alone, layers repeated or added at
+  rest; with width, new places at rest or copies that noise tells apart.
   """
-  if large.num_layers == small.num_layers:
-    return ('noisy_clone', 'stack')
   if large.embed_dim == small.embed_dim:
-    return ('stack', 'interpolate')
-  return ('noisy_clone', 'stack')
+    return ('stack', 'identity')
+  return ('stack', 'noisy_clone')
 
 
 def choose(
