@@ -15,7 +15,7 @@ FILE_NAME = 'growth.json'
 # Runs of models on the way, numbered.
 STAGES = 'stages'
 # What growing costs besides the large model's own training.
-_COSTS = ('operator_flops', 'probe_flops', 'stage_flops')
+_COSTS = ('operator_flops', 'probe_flops', 'stage_flops', 'teacher_flops')
 _PROBE = ('name', 'loss', 'tokens', 'secs')
 
 
@@ -158,6 +158,7 @@ def _table(found: dict[str, Any]) -> sections.Table:
     ('training of the operator', found['operator_secs'], 'seconds'),
     ('cost of other trials', found['probe_flops'], 'FLOPs'),
     ('cost of models on the way', found['stage_flops'], 'FLOPs'),
+    ('cost of the teacher', found['teacher_flops'], 'FLOPs'),
   ]
   for name, what in (
     ('small_loss', 'the small model'),
@@ -175,8 +176,8 @@ def _savings_table(saved: dict[str, Any]) -> sections.Table:
     'Saved against training from nothing',
     ('what', 'value'),
     rows,
-    note='Warm counts operator, trials, models on the way and the large model, '
-    'cold the small model too; '
+    note='Warm counts operator, trials, models on the way, the teacher and the '
+    'large model, cold the small model too; '
     'where scratch is not reached, at the loss that was.',
   )
 

@@ -1,4 +1,7 @@
-"""How a growth operator begins and is learned, and the run around it."""
+"""How a growth operator begins and is learned, and the run around it.
+
+Over 300 lines: every setting of a growth, with its rules.
+"""
 
 import dataclasses
 import pathlib
@@ -6,6 +9,7 @@ from typing import Any, Literal
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import typing
+from efficient_llm.models import transformer
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training.config import PretrainConfig
 
@@ -19,7 +23,8 @@ class MethodConfig:
       whole model again, 'interpolate' each layer several times, 'top' the upper
       layers again, 'overlap' all but the last ones and all but the first ones;
       'identity' as 'interpolate', where all but the first of equal layers add
-      nothing to the residual stream.
+      nothing to the residual stream; 'append' the small model and then random
+      layers.
     width: What new width starts as: 'zero' nothing is read of it, 'copy' it
       repeats the small model's, 'average' new places of the residual stream
       hold the mean of all, 'mix' every new row is a random mean of rows,
@@ -35,9 +40,12 @@ class MethodConfig:
     advanced: New columns come from the layer above (AKI).
     depth_noise: Layers that a layer does not come from get random weights up to
       this before all are scaled to sum to 1.
+    kept: Whether anything of the small model is; otherwise all is random.
   """
 
-  depth: Literal['stack', 'interpolate', 'top', 'overlap', 'identity'] = 'stack'
+  depth: Literal[
+    'stack', 'interpolate', 'top', 'overlap', 'identity', 'append'
+  ] = 'stack'
   width: Literal['zero', 'copy', 'average', 'mix', 'fresh'] = 'zero'
   copies: Literal['cyclic', 'random'] = 'cyclic'
   split: bool = True
@@ -45,6 +53,7 @@ class MethodConfig:
   noise: float = 0.0
   advanced: bool = False
   depth_noise: float = 0.0
+  kept: bool = True
 
   def validate(self) -> None:
     """Checks ranges; raises ValueError with one line."""
@@ -127,6 +136,37 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InheritConfig:
+  """How the small model teaches the large one; see `inheritance`.
+
+  Attributes:
+    weight: The teacher's share of the loss at the first step; 0 for no teacher.
+    share_of_steps: Within which that falls to 0, along a line.
+    temperature: Of both models in the divergence.
+  """
+
+  weight: float = 0.0
+  share_of_steps: float = 0.44
+  temperature: float = 2.0
+
+  def validate(self) -> None:
+    """Checks ranges; raises ValueError with one line."""
+    if not 0 <= self.weight <= 1:
+      raise ValueError(
+        f'inherit.weight={self.weight} must be in [0, 1]; change it.'
+      )
+    if not 0 < self.share_of_steps <= 1:
+      raise ValueError(
+        f'inherit.share_of_steps={self.share_of_steps} must be in (0, 1]; '
+        'change it.'
+      )
+    if not 0 < self.temperature < float('inf'):
+      raise ValueError(
+        f'inherit.temperature={self.temperature} must be positive; raise it.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class StageConfig:
   """A model on the way from the small to the large one.
 
@@ -135,6 +175,7 @@ class StageConfig:
     num_layers: As in the large model where None; the other sizes too.
     method: How it grows out of the model before it; the run's where None.
     rest_old: Whether only new layers are trained; see `LigoConfig`.
+    sub_model_layers: Top layers of a sub-model; see `LigoConfig`.
   """
 
   num_steps: int
@@ -145,6 +186,7 @@ class StageConfig:
   mlp_dim: int | None = None
   method: str | None = None
   rest_old: bool = False
+  sub_model_layers: int | None = None
 
   def validate(self) -> None:
     """Checks ranges; raises ValueError with one line."""
@@ -186,6 +228,10 @@ class LigoConfig(PretrainConfig):
     moments: Whether the optimiser's moments grow too.
     rest_old: Whether only the layers that growth added are trained, and
       nothing outside the layers (LLaMA-Pro with method='identity').
+    sub_model_layers: Every step trains a sub-model drawn by chance: the lowest
+      so many layers or a multiple of them, of which only as many at its top
+      are updated, with the head (bert2BERT's first stage). None trains all.
+    inherit: Whether the small model also teaches the large one.
     stages: Models on the way, each trained as long as it says, with a schedule
       of its own: MSLT with method='top' and rest_old, progressive training.
     scratch: Folder of a run of the large model from nothing, which the report
@@ -199,6 +245,8 @@ class LigoConfig(PretrainConfig):
   learn: LearnConfig = LearnConfig()
   moments: bool = False
   rest_old: bool = False
+  sub_model_layers: int | None = None
+  inherit: InheritConfig = InheritConfig()
   stages: tuple[StageConfig, ...] = ()
   scratch: str = ''
 
@@ -218,7 +266,50 @@ class LigoConfig(PretrainConfig):
         )
     for stage in self.stages:
       stage.validate()
+    self._check_steps()
     super().validate()
+
+  @property
+  def flops_per_token(self) -> float:
+    """As of pre-training; with sub-models their mean, without the teacher's."""
+    top = self.sub_model_layers
+    if top is None:
+      return super().flops_per_token
+    found = [
+      transformer.flops_per_token(
+        dataclasses.replace(self.model, num_layers=length),
+        num_tokens=self.data.sequence_length,
+        num_resting=length - top,
+      )
+      for length in self.sub_model_lengths
+    ]
+    return sum(found) / len(found)
+
+  @property
+  def sub_model_lengths(self) -> range:
+    """Layers of the sub-models."""
+    top = self.sub_model_layers or self.model.num_layers
+    return range(top, self.model.num_layers + 1, top)
+
+  def _check_steps(self) -> None:
+    """Refuses steps that are none of those there are, or two at once."""
+    top = self.sub_model_layers
+    if top is not None and (top < 1 or self.model.num_layers % top):
+      raise ValueError(
+        f'sub_model_layers={top} must divide the {self.model.num_layers} '
+        'layers of the model; change it.'
+      )
+    chosen = {
+      'sub_model_layers': top is not None,
+      'inherit.weight': self.inherit.weight > 0,
+      'rest_old': self.rest_old,
+      "method='auto'": self.method == 'auto',
+    }
+    names = [name for name, is_set in chosen.items() if is_set]
+    if len(names) > 1 and names != ['rest_old', "method='auto'"]:
+      raise ValueError(
+        f'{names[0]} does not go together with {names[1]}; leave one out.'
+      )
 
   def aside(self, workdir: pathlib.Path, **changes: Any) -> 'LigoConfig':
     """A run in a folder of this one's, with the same text.

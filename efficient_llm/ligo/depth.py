@@ -27,9 +27,12 @@ def matrices(
   num_small, num_large = small.num_layers, large.num_layers
   if num_small == num_large and not method.advanced:
     return {}
+  found = {}
+  if method.depth == 'append':
+    first = np.eye(num_large, num_small)
+    return dict.fromkeys(operator.layer_modules(small), first)
   sources = _sources(method.depth, num_small, num_large)
   chosen = np.eye(num_small)[sources]
-  found = {}
   for module in operator.layer_modules(small):
     matrix = chosen
     if method.depth == 'identity' and module in _WRITING:
@@ -47,6 +50,8 @@ def old_layers(
   method: MethodConfig, small: TransformerConfig, large: TransformerConfig
 ) -> tuple[int, ...]:
   """Layers of the large model that are the small one's, each once."""
+  if method.depth == 'append':
+    return tuple(range(small.num_layers))
   sources = _sources(method.depth, small.num_layers, large.num_layers)
   return tuple(np.unique(sources, return_index=True)[1].tolist())
 
@@ -64,6 +69,11 @@ def from_above(layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _sources(how: str, num_small: int, num_large: int) -> np.ndarray:
   """The small layer of every large one."""
   places = np.arange(num_large)
+  if not num_small:
+    raise ValueError(
+      f'A small model without layers leaves method.depth={how!r} none to take; '
+      'choose --config.method=append.'
+    )
   if how == 'stack':
     return places % num_small
   if how in ('interpolate', 'identity'):

@@ -26,6 +26,8 @@ METHODS: dict[str, MethodConfig] = {
   'top': MethodConfig(depth='top'),
   # Kim et al. 2023, SOLAR.
   'overlap': MethodConfig(depth='overlap'),
+  # Progressive training from one layer or none (arXiv:2511.04981).
+  'append': MethodConfig(depth='append'),
   # Wu et al. 2024, LLaMA-Pro; width without loss beside it.
   'identity': MethodConfig(depth='identity'),
   # Chen et al. 2016, Net2Net; FPI in bert2BERT (Chen et al. 2022).
@@ -40,6 +42,8 @@ METHODS: dict[str, MethodConfig] = {
   'lemon': MethodConfig(depth='identity', width='average'),
   # Wei et al. 2016: the small model in a corner of a random large one.
   'direct_copy': MethodConfig(width='fresh'),
+  # Training from nothing, for knowledge inheritance (Qin et al. 2022).
+  'random': MethodConfig(kept=False),
   # The start of LiGO's released code (README: stackbert_noisy, rand).
   'ligo_released': MethodConfig(width='mix', split=False, depth_noise=0.03),
 }
@@ -78,6 +82,8 @@ def build(
   method.validate()
   pair.check(small, large)
   rng = np.random.default_rng(seed)
+  if not method.kept:
+    return operator_lib.Operator((), transformer.init(large, _key(rng)))
   axes = width.grown_axes(method, small, large, rng)
   layers = depth.matrices(method, small, large, rng)
   used = {
@@ -112,17 +118,24 @@ def _added(
 ) -> Any:
   """Fresh weights and noise, in the large model's structure."""
   has_free = method.fresh and method.width in ('zero', 'average')
-  if not axes or not (has_free or method.noise or method.width == 'fresh'):
+  is_wider = axes and (has_free or method.noise or method.width == 'fresh')
+  num_old = small.num_layers
+  is_longer = method.depth == 'append' and large.num_layers > num_old
+  if not is_wider and not is_longer:
     return None
-  key = jax.random.key(int(rng.integers(2**31)))
-  start = transformer.init(large, key)
+  start = transformer.init(large, _key(rng))
   names = operator_lib.leaf_maps(small)
 
   def added(path: Any, leaf: jax.Array) -> jax.Array:
     keys = operator_lib.keys_of(path)
-    maps = names['/'.join(keys)]
-    if keys[-1] in ('scale', 'bias'):
-      return jnp.zeros_like(leaf)
+    found = jnp.zeros_like(leaf)
+    if is_wider and keys[-1] not in ('scale', 'bias'):
+      found = of_width(names['/'.join(keys)], leaf)
+    if is_longer and keys[0] == 'layers':
+      found = jnp.concatenate([found[:num_old], leaf[num_old:]])
+    return found
+
+  def of_width(maps: tuple[str | None, ...], leaf: jax.Array) -> jax.Array:
     if method.width == 'fresh':
       return leaf * width.is_new(axes, maps, leaf.shape)
     if method.noise:
@@ -130,6 +143,10 @@ def _added(
     return leaf * width.is_free(axes, maps, leaf.shape)
 
   return jax.tree_util.tree_map_with_path(added, start)
+
+
+def _key(rng: np.random.Generator) -> jax.Array:
+  return jax.random.key(int(rng.integers(2**31)))
 
 
 def loss_of_function(
@@ -140,7 +157,11 @@ def loss_of_function(
   With the small model's epsilon scaled by small over large width where width
   starts at zero or at the average, as then the variance is.
   """
+  if not method.kept:
+    return 'nothing of the small model is kept'
   if large.num_layers > small.num_layers:
+    if method.depth == 'append':
+      return 'layers behind the small model are random'
     if method.depth != 'identity':
       return f'depth={method.depth!r} repeats layers'
     if small.norm_placement == 'post':

@@ -67,8 +67,9 @@ class Operator:
   """What makes a large model's parameters of a small one's.
 
   Attributes:
-    terms: Summed up. Those behind the first are for what writes axes that grow;
-      all else has the whole of itself in the first.
+    terms: Summed up; none where nothing of the small model is kept. Those
+      behind the first are for what writes axes that grow; all else has the
+      whole of itself in the first.
     added: Of the large model's structure: what is not made of the small model,
       such as new rows that start at random; None for nothing.
   """
@@ -94,6 +95,8 @@ def grow(
   Returns:
     Float32, in the same structure.
   """
+  if not operator.terms:
+    return operator.added
   axes = transformer.logical_axes(config)
   grown = grow_part(config, params, axes, operator.terms)
   if operator.added is not None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,13 @@ import jax.numpy as jnp
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
 from efficient_llm.data import pipeline
-from efficient_llm.ligo import card, learning, methods
+from efficient_llm.ligo import (
+  card,
+  inheritance,
+  learning,
+  methods,
+  sub_models,
+)
 from efficient_llm.ligo import operator as operator_lib
 from efficient_llm.ligo import state as growth_state
 from efficient_llm.ligo.config import LigoConfig
@@ -147,6 +154,24 @@ class Stage:
     self._write_card(small_state.params, grown, learned, program)
     return state
 
+  @property
+  def step_maker(self) -> Callable[[pretrain.Program], step.TrainStep] | None:
+    """Makes the train step where it is not plain training's."""
+    config = self._config
+    if config.sub_model_layers is not None:
+      return functools.partial(sub_models.make_step, config)
+    if config.inherit.weight:
+      return self._taught_step
+    return None
+
+  def _taught_step(self, program: pretrain.Program) -> step.TrainStep:
+    return inheritance.make_step(
+      self._config,
+      self._small.model,
+      self._small.restore_params(self._abstract_small),
+      program,
+    )
+
   def _small_state(self) -> state_lib.TrainState:
     """The small model's state; its moments only where they are wanted."""
     if not self._config.moments:
@@ -174,6 +199,7 @@ class Stage:
       'operator_steps': 0 if learned is None else int(learned.state.step),
       'operator_tokens': 0.0 if learned is None else learned.num_tokens,
       'operator_secs': 0.0 if learned is None else learned.train_secs,
+      'teacher_flops': inheritance.flops(config, small.model),
     }
     _, validation = self._open(config.data)
     if validation is not None:

@@ -23,7 +23,7 @@ import jax
 from efficient_llm.ligo import auto, card, depth, learning, methods, pair
 from efficient_llm.ligo import stage as stage_lib
 from efficient_llm.ligo import state as growth_state
-from efficient_llm.ligo.config import LigoConfig
+from efficient_llm.ligo.config import InheritConfig, LigoConfig
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import (
@@ -90,6 +90,7 @@ def train(
       title='Growth',
       make_state=functools.partial(stage.first_state, learned),
       describe=functools.partial(card.describe, config, workdir, probes),
+      make_step=stage.step_maker,
     ),
   )
 
@@ -105,6 +106,8 @@ def _in_stages(config: LigoConfig, workdir: pathlib.Path) -> loop_lib.Outcome:
       model=stage.model(config.model),
       method=stage.method or config.method,
       rest_old=stage.rest_old,
+      sub_model_layers=stage.sub_model_layers,
+      inherit=InheritConfig(),
       loop=dataclasses.replace(config.loop, num_steps=stage.num_steps),
     )
     # No stage reads again what the one before began with.
@@ -152,6 +155,11 @@ def _check_growth(config: LigoConfig, small: TransformerConfig) -> None:
     )
     if one.learn.num_steps:
       learning.check(operator)
+    if one.moments and not operator.terms:
+      raise ValueError(
+        f'moments=True needs a method that keeps the small model, and '
+        f'{one.method!r} does not; set it to False.'
+      )
 
 
 def _with_resting(config: LigoConfig, small: TransformerConfig) -> LigoConfig:

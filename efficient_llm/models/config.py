@@ -13,6 +13,8 @@ class TransformerConfig:
   """Settings of the stack; the defaults are a small Llama.
 
   Attributes:
+    num_layers: 0 leaves tables, final norm and head, where training begins that
+      adds the layers later.
     num_kv_heads: Key/value heads; all heads where None.
     head_dim: Size of a head, embed_dim / num_heads where None.
     mlp_dim: Hidden size of the MLP; 4 x embed_dim (8/3 x gated) where None.
@@ -87,7 +89,7 @@ class TransformerConfig:
     """Keeps a pre-norm residual stream's variance independent of depth."""
     if self.norm_placement == 'post':
       return 1.0
-    return (2 * self.num_layers) ** -0.5
+    return (2 * max(self.num_layers, 1)) ** -0.5
 
   def validate(self) -> None:
     typing.check_choices(self, name='model')
@@ -99,10 +101,11 @@ class TransformerConfig:
       value = getattr(self, name)
       if value is not None and not 0 < value < float('inf'):
         raise ValueError(f'model.{name}={value} must be positive.')
-    if self.num_token_types < 0:
-      raise ValueError(
-        f'model.num_token_types={self.num_token_types} must be 0 or more.'
-      )
+    for name in ('num_layers', 'num_token_types'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'model.{name}={getattr(self, name)} must be 0 or more.'
+        )
     if self.head_dim is None and self.embed_dim % self.num_heads:
       raise ValueError(
         f'model.embed_dim={self.embed_dim} must be divisible by '
@@ -122,7 +125,6 @@ class TransformerConfig:
 
 _COUNTS = (
   'vocab_size',
-  'num_layers',
   'embed_dim',
   'num_heads',
   'num_kv_heads',

@@ -232,7 +232,7 @@ def _run_layers(
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     policy = dots if config.remat == 'dots' else None
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-  unroll = min(config.scan_unroll, config.num_layers)
+  unroll = max(1, min(config.scan_unroll, config.num_layers))
   if num_resting:
     # In two, as no part of a scan is left out of the backward pass.
     below = jax.tree.map(lambda x: x[:num_resting], parts)
@@ -325,4 +325,4 @@ def flops_per_token(
     if leaf.is_matrix
   )
   of_layers += 12.0 * config.num_layers * width * pairs
-  return flops - 2 / 3 * of_layers * num_resting / config.num_layers
+  return flops - 2 / 3 * of_layers * num_resting / max(config.num_layers, 1)

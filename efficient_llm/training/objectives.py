@@ -68,8 +68,8 @@ def language_model_loss(
       with_logits=False,
       num_resting=num_resting,
     ).hidden
-    head = functools.partial(_token_losses, config, z_loss=z_loss)
-    return _in_blocks(
+    head = functools.partial(token_losses, config, z_loss=z_loss)
+    return in_blocks(
       head,
       whole_head(config, params),
       hidden,
@@ -81,7 +81,7 @@ def language_model_loss(
   return loss_fn
 
 
-def _token_losses(
+def token_losses(
   config: transformer.TransformerConfig,
   params: typing.Params,
   hidden_BTD: jax.Array,
@@ -90,6 +90,16 @@ def _token_losses(
   *,
   z_loss: float,
 ) -> Loss:
+  """Cross-entropy of some positions; what they are made of, all at once.
+
+  Args:
+    config: The model.
+    params: From `whole_head`.
+    hidden_BTD: What the head reads.
+    targets_BT: Token ids.
+    weights_BT: Of each token in the sum.
+    z_loss: As for `language_model_loss`.
+  """
   logits_BTV = transformer.unembed(config, params, hidden_BTD)
   log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
   chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
@@ -155,16 +165,25 @@ def cut_blocks(arrays: Any, count: int) -> Any:
   return jax.tree.map(cut, arrays)
 
 
-def _in_blocks(
+def in_blocks(
   head: Callable[..., Loss],
   params: typing.Params,
-  hidden_BTD: jax.Array,
+  hidden_BTD: Any,
   targets_BT: jax.Array,
   weights_BT: jax.Array,
   *,
   vocab_size: int,
 ) -> Loss:
-  """Adds up the head's losses over blocks of positions."""
+  """Adds up the head's losses over blocks of positions.
+
+  Args:
+    head: (params, hidden, targets, weights) -> the loss of a block.
+    params: What it reads in every block.
+    hidden_BTD: An array, or a tree of them, to be cut along time.
+    targets_BT: Token ids.
+    weights_BT: Of each token in the sum.
+    vocab_size: Of the logits that a block makes.
+  """
   count = num_blocks(*targets_BT.shape, vocab_size=vocab_size)
   if count == 1:
     return head(params, hidden_BTD, targets_BT, weights_BT)

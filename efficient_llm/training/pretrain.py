@@ -163,11 +163,14 @@ class Beginning:
     title: Heading of the report.
     make_state: Program -> the state of step 0, where there is no checkpoint.
     describe: At the end, what result.json and the report say beyond the usual.
+    make_step: Program -> the step, compiled on first use, where it is not the
+      program's own.
   """
 
   title: str
   make_state: Callable[[Program], state_lib.TrainState]
   describe: Callable[[], tuple[dict[str, Any], Sequence[sections.Section]]]
+  make_step: Callable[[Program], step.TrainStep] | None = None
 
 
 def train(
@@ -212,6 +215,9 @@ def train(
     num_batches=config.loop.eval_batches,
     process=share,
   )
+  train_step = program.train_step
+  if beginning and beginning.make_step:
+    train_step = beginning.make_step(program)
   with (
     jax.set_mesh(mesh),
     contextlib.closing(dataset.iterate(process=share)) as batches,
@@ -220,7 +226,7 @@ def train(
       config.loop,
       loop_lib.Task(
         title='pretrain',
-        step=program.train_step,
+        step=train_step,
         batches=batches,
         place=place,
         evaluate=evaluate,

@@ -42,12 +42,13 @@ def encode(
     config: How.
 
   Returns:
-    The prompts; None where there are none or the model is not causal.
+    The prompts; None where there are none, or the model is not causal or has
+    no layer, which could not keep what it read.
 
   Raises:
     ValueError: If a prompt has no token, or too many for the model.
   """
-  if not texts or not model.causal:
+  if not texts or not model.causal or not model.num_layers:
     return None
   begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   rows = [[*begin, *tokenizer.encode(text).tolist()] for text in texts]

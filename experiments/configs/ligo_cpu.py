@@ -13,7 +13,11 @@ import dataclasses
 
 from efficient_llm import optimizer
 from efficient_llm.data import pipeline
-from efficient_llm.ligo.config import LigoConfig, StageConfig
+from efficient_llm.ligo.config import (
+  InheritConfig,
+  LigoConfig,
+  StageConfig,
+)
 from efficient_llm.models import presets
 from efficient_llm.training import checkpoint, loop
 
@@ -24,7 +28,9 @@ def get_config(name: str = 'double') -> LigoConfig:
   Args:
     name: 'double' at once; 'mslt' trains the upper half alone first;
       'progressive' has a model of eight layers between; 'llama_pro' trains only
-      the layers that are new, between the old ones.
+      the layers that are new, between the old ones; 'bert2bert' first trains
+      sub-models of five and ten layers; 'inherit' trains a new model that the
+      small one teaches.
   """
   config = _double()
   changed = {
@@ -36,6 +42,14 @@ def get_config(name: str = 'double') -> LigoConfig:
       config, method='interpolate', stages=(StageConfig(150, num_layers=8),)
     ),
     'llama_pro': dataclasses.replace(config, method='identity', rest_old=True),
+    'bert2bert': dataclasses.replace(
+      config,
+      method='aki',
+      stages=(StageConfig(150, sub_model_layers=5),),
+    ),
+    'inherit': dataclasses.replace(
+      config, method='random', inherit=InheritConfig(weight=1.0)
+    ),
   }
   if name not in changed:
     raise ValueError(f'{name!r} must be one of {", ".join(changed)}.')

@@ -12,9 +12,13 @@ from experiments import configuration
 _FILE = 'experiments/configs/ligo_cpu.py'
 
 
-@pytest.mark.parametrize('name', ['double', 'mslt', 'progressive', 'llama_pro'])
+@pytest.mark.parametrize(
+  'name',
+  ['double', 'mslt', 'progressive', 'llama_pro', 'bert2bert', 'inherit'],
+)
 def test_every_model_on_the_way_grows_out_of_the_one_before(name: str) -> None:
   config = configuration.resolve(f'{_FILE}:{name}', LigoConfig, {})
+  config.validate()
   on_the_way = [stage.model(config.model) for stage in config.stages]
   models = [presets.get('ladder_1m'), *on_the_way, config.model]
   for small, large in itertools.pairwise(models):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficient_llm import optimizer
+from efficient_llm import optimizer, sharding
 from efficient_llm.ligo import config as config_lib
-from efficient_llm.ligo import depth, methods, train
+from efficient_llm.ligo import depth, methods, sub_models, train
 from efficient_llm.models import transformer
 from efficient_llm.training import objectives, pretrain, saved_run
 from tests import tiny
@@ -121,6 +121,84 @@ def test_llama_pro_trains_only_the_layers_between(folder: pathlib.Path) -> None:
   )
 
 
+def test_sub_models_train_their_top_and_leave_the_rest(
+  folder: pathlib.Path,
+) -> None:
+  config = _config(folder, sub_model_layers=2)
+  # So that the first step moves something.
+  optim = dataclasses.replace(config.optimizer, warmup_steps=0)
+  config = dataclasses.replace(config, optimizer=optim)
+  # Of two or of four layers.
+  model = config.model
+  assert list(config.sub_model_lengths) == [2, 4]
+  sizes = [
+    transformer.flops_per_token(
+      dataclasses.replace(model, num_layers=length),
+      num_tokens=32,
+      num_resting=length - 2,
+    )
+    for length in (2, 4)
+  ]
+  assert config.flops_per_token == sum(sizes) / 2
+  mesh = sharding.make_mesh(config.mesh)
+  program = pretrain.build(config, mesh)
+  step = sub_models.make_step(config, program)
+  seen = set()
+  with jax.set_mesh(mesh):
+    state = program.init_state()
+    for seed in range(12):
+      # The state is donated.
+      before = jax.tree.map(np.array, state)
+      key = jax.random.key_data(jax.random.key(seed))
+      state = state.replace(step=jnp.int32(5), key=key)
+      state, found = step(state, tiny.batch(vocab_size=300))
+      assert np.isfinite(found['loss'])
+      moved = {
+        tuple(
+          bool((_layers(after, [i])[name] != leaf).any())
+          for i, leaf in enumerate(_layers(old, [0, 1, 2, 3])[name])
+        )
+        for old, after in (
+          (before.params, state.params),
+          *zip(_moments(before), _moments(state), strict=True),
+        )
+        for name in _layers(old, [0])
+      }
+      # The same layers of every parameter and of its moments.
+      assert len(moved) == 1
+      seen |= moved
+      assert (
+        state.params['final_norm']['scale']
+        != before.params['final_norm']['scale']
+      ).any()
+  assert seen == {(True, True, False, False), (False, False, True, True)}
+
+
+def _moments(state: Any) -> list[Any]:
+  found = []
+
+  def is_adam(node: Any) -> bool:
+    return hasattr(node, 'mu')
+
+  for node in jax.tree.leaves(state.opt_state, is_leaf=is_adam):
+    if is_adam(node):
+      found += [node.mu, node.nu]
+  assert found
+  return found
+
+
+def test_bert2bert_is_a_stage_of_sub_models(folder: pathlib.Path) -> None:
+  stage = config_lib.StageConfig(num_steps=3, sub_model_layers=2)
+  config = _config(folder, method='aki', stages=(stage,))
+  workdir = folder / 'bert2bert'
+  train.train(config, workdir=workdir)
+  card = json.loads((workdir / 'result.json').read_text())['growth']
+  staged = json.loads((workdir / 'stages/0/result.json').read_text())
+  assert staged['growth']['method'] == 'aki'
+  assert card['stage_flops'] == staged['flops']
+  assert staged['flops'] < 0.8 * staged['num_tokens'] * config.flops_per_token
+
+
 def test_resting_layers_change_no_loss_and_no_gradient_above() -> None:
   params = transformer.init(_LARGE, jax.random.key(0))
   tokens_BT = jax.random.randint(jax.random.key(1), (2, 32), 0, 200)
@@ -191,6 +269,12 @@ def test_what_rests_does_not_decay_either() -> None:
     ({'stages': (config_lib.StageConfig(3),), 'rest_old': True}, 'nothing'),
     ({'stages': (config_lib.StageConfig(3),), 'scratch': 'no'}, 'scratch'),
     ({'resting_layers': (0,)}, 'leave it empty'),
+    ({'sub_model_layers': 3}, 'sub_model_layers=3 must divide'),
+    (
+      {'stages': (config_lib.StageConfig(3, sub_model_layers=3),)},
+      'sub_model_layers=3 must divide',
+    ),
+    ({'sub_model_layers': 2, 'rest_old': True}, 'go together'),
   ],
 )
 def test_impossible_stages_are_refused_before_the_first(

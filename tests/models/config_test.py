@@ -10,7 +10,7 @@ from efficient_llm.models import config
   ('changes', 'message'),
   [
     ({'vocab_size': 0}, 'model.vocab_size=0 must be at least 1.'),
-    ({'num_layers': 0}, 'model.num_layers=0 must be at least 1.'),
+    ({'num_layers': -1}, 'model.num_layers=-1 must be 0 or more.'),
     ({'embed_dim': -1}, 'model.embed_dim=-1 must be at least 1.'),
     ({'num_heads': 0}, 'model.num_heads=0 must be at least 1.'),
     ({'num_kv_heads': 0}, 'model.num_kv_heads=0 must be at least 1.'),
