@@ -4,7 +4,11 @@ import dataclasses
 from typing import Any
 
 from efficient_llm import optimizer as optimizer_lib
-from efficient_llm.ligo.config import LearnConfig
+from efficient_llm.ligo.config import (
+  InheritConfig,
+  LearnConfig,
+  StageConfig,
+)
 from efficient_llm.models import presets
 from efficient_llm.models.config import TransformerConfig
 
@@ -20,6 +24,7 @@ PAIRS: dict[str, TransformerConfig] = {
   'depth': _smaller(num_layers=2),
   'width': _smaller(embed_dim=32, num_heads=2),
   'both': _smaller(num_layers=2, embed_dim=32, num_heads=2),
+  'one_layer': _smaller(num_layers=1),
 }
 
 
@@ -36,28 +41,36 @@ class Arm:
     method: Name of `methods.METHODS`.
     learn: Of its operator.
     moments: Whether Adam's moments grow too.
+    stage: The same model, trained in another way first.
+    inherit: How the small model teaches.
   """
 
   method: str
   learn: LearnConfig = LearnConfig()
   moments: bool = False
+  stage: StageConfig | None = None
+  inherit: InheritConfig = InheritConfig()
 
 
 _PAPER = _learn(1e-2, num_steps=100, tie='paper')
 _CHEAP = _learn(1e-2, num_steps=20, batch_size=4)
 _GENTLE = _learn(3e-3, num_steps=20, batch_size=4)
-_LIGO = {
-  'ligo_released': Arm('ligo_released', _PAPER),
-  'ligo_released_cheap': Arm('ligo_released', _CHEAP),
-}
+_RELEASED = Arm('ligo_released', _PAPER)
+# A tenth to an eighth of a run, as bert2BERT's 5 epochs of 40.
+_TOP = StageConfig(60, rest_old=True)
+_SUB_MODELS = StageConfig(80, sub_model_layers=1)
+_INHERIT = Arm('random', inherit=InheritConfig(weight=1.0))
 ARMS: dict[str, dict[str, Arm]] = {
   'depth': {
     'stack': Arm('stack'),
     'interpolate': Arm('interpolate'),
     'identity': Arm('identity'),
-    'stack_moments': Arm('stack', moments=True),
+    'append': Arm('append'),
+    'mslt': Arm('top', stage=_TOP),
+    'bert2bert': Arm('stack', stage=_SUB_MODELS),
+    'inherit': _INHERIT,
     'ligo': Arm('stack', _CHEAP),
-    **_LIGO,
+    'ligo_released': _RELEASED,
   },
   'width': {
     'stack': Arm('stack'),
@@ -65,11 +78,12 @@ ARMS: dict[str, dict[str, Arm]] = {
     'aki': Arm('aki'),
     'clone': Arm('clone'),
     'noisy_clone': Arm('noisy_clone'),
-    'noisy_clone_moments': Arm('noisy_clone', moments=True),
     'lemon': Arm('lemon'),
     'direct_copy': Arm('direct_copy'),
+    'bert2bert': Arm('aki', stage=_SUB_MODELS),
+    'inherit': _INHERIT,
     'ligo': Arm('noisy_clone', _GENTLE),
-    **_LIGO,
+    'ligo_released': _RELEASED,
   },
   'both': {
     'stack': Arm('stack'),
@@ -78,11 +92,67 @@ ARMS: dict[str, dict[str, Arm]] = {
     'staged': Arm('staged'),
     'lemon': Arm('lemon'),
     'direct_copy': Arm('direct_copy'),
+    'bert2bert': Arm('aki', stage=_SUB_MODELS),
+    'inherit': _INHERIT,
     'ligo': Arm('noisy_clone', _GENTLE),
-    **_LIGO,
+    'ligo_released': _RELEASED,
+  },
+  'one_layer': {
+    'stack': Arm('stack'),
+    'identity': Arm('identity'),
+    'append': Arm('append'),
+    'inherit': _INHERIT,
+    'ligo': Arm('stack', _CHEAP),
   },
 }
-QUICK = {'depth': ('stack',), 'width': ('ligo',), 'both': ('noisy_clone',)}
+# What of learning an operator helps: each differs from `learned` in one thing.
+ABLATIONS: dict[str, dict[str, Arm]] = {
+  'depth': {
+    'not_learned': Arm('stack'),
+    'learned': Arm('stack', _CHEAP),
+    'five_steps': Arm('stack', dataclasses.replace(_CHEAP, num_steps=5)),
+    'hundred_steps': Arm('stack', dataclasses.replace(_CHEAP, num_steps=100)),
+    'whole_batches': Arm('stack', dataclasses.replace(_CHEAP, batch_size=None)),
+    'tied_as_in_the_paper': Arm(
+      'stack', dataclasses.replace(_CHEAP, tie='paper')
+    ),
+    'own_for_every_layer': Arm(
+      'stack', dataclasses.replace(_CHEAP, tie='layer')
+    ),
+    'gentle': Arm('stack', _GENTLE),
+    'from_released_start': Arm('ligo_released', _CHEAP),
+    'from_identity': Arm('identity', _CHEAP),
+    'with_moments': Arm('stack', _CHEAP, moments=True),
+    'not_learned_with_moments': Arm('stack', moments=True),
+  },
+  'width': {
+    'not_learned': Arm('noisy_clone'),
+    'learned': Arm('noisy_clone', _GENTLE),
+    'five_steps': Arm('noisy_clone', dataclasses.replace(_GENTLE, num_steps=5)),
+    'hundred_steps': Arm(
+      'noisy_clone', dataclasses.replace(_GENTLE, num_steps=100)
+    ),
+    'whole_batches': Arm(
+      'noisy_clone', dataclasses.replace(_GENTLE, batch_size=None)
+    ),
+    'tied_as_in_the_paper': Arm(
+      'noisy_clone', dataclasses.replace(_GENTLE, tie='paper')
+    ),
+    'own_for_every_layer': Arm(
+      'noisy_clone', dataclasses.replace(_GENTLE, tie='layer')
+    ),
+    'from_released_start': Arm('ligo_released', _GENTLE),
+    'from_rest': Arm('stack', _GENTLE),
+    'from_rest_not_learned': Arm('stack'),
+    'with_moments': Arm('noisy_clone', _GENTLE, moments=True),
+    'not_learned_with_moments': Arm('noisy_clone', moments=True),
+  },
+}
+QUICK = {
+  'depth': ('mslt',),
+  'width': ('ligo',),
+  'both': ('bert2bert',),
+}
 RATE = 6e-3
 
 

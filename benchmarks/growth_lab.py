@@ -21,7 +21,7 @@ from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding
 from efficient_llm.data import pipeline
 from efficient_llm.ligo import config as ligo_config
-from efficient_llm.ligo import learning, methods
+from efficient_llm.ligo import inheritance, learning, methods, sub_models
 from efficient_llm.ligo import operator as operator_lib
 from efficient_llm.ligo import state as growth_state
 from efficient_llm.models import transformer
@@ -108,6 +108,23 @@ class Run:
   probe_secs: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Course:
+  """How steps differ from plain training's.
+
+  Attributes:
+    resting_layers: Those that are not trained.
+    sub_model_layers: As `LigoConfig.sub_model_layers`.
+    inherit: How the small model teaches.
+    small: The small model, where it does.
+  """
+
+  resting_layers: tuple[int, ...] = ()
+  sub_model_layers: int | None = None
+  inherit: ligo_config.InheritConfig = ligo_config.InheritConfig()
+  small: TransformerConfig | None = None
+
+
 class Lab:
   """One device with its programs."""
 
@@ -153,6 +170,8 @@ class Lab:
     seed: int,
     until: float = 0.0,
     restart_at: int | None = None,
+    course: Course = Course(),
+    teacher: Any = None,
   ) -> Run:
     """Trains on the text in the order of a seed.
 
@@ -164,11 +183,15 @@ class Lab:
       seed: Of the order.
       until: Loss at which it may end.
       restart_at: Step at which moments and schedule begin anew.
+      course: How steps differ from plain ones.
+      teacher: Parameters of `course.small`.
     """
     dataset = self._texts.train(seed)
     state = jax.device_put(state, self._device)
     average = jax.tree.map(jnp.copy, state.params)
-    chunk = self._chunk(model, optimizer, num_steps, (state, average))
+    config = _config(model, optimizer, num_steps, course)
+    teacher = jax.device_put(teacher, self._device)
+    chunk = self._chunk(config, course.small, (state, average, teacher))
     steps, losses, secs = [0], [self.loss(model, state.params)], [0.0]
     total = probe_secs = probe_loss = 0.0
     for step in range(0, num_steps, CHUNK):
@@ -181,7 +204,7 @@ class Lab:
         _stack(dataset, range(step, step + CHUNK)), self._device
       )
       start = time.perf_counter()
-      state, average = chunk(state, average, batches, jnp.int32(step))
+      state, average = chunk(state, average, teacher, batches, jnp.int32(step))
       jax.block_until_ready(average)
       total += time.perf_counter() - start
       if not step:
@@ -281,30 +304,27 @@ class Lab:
     optimizer: optimizer_lib.OptimizerConfig,
     num_steps: int,
   ) -> pretrain.Parts:
-    config = pretrain.PretrainConfig(
-      model=model,
-      optimizer=optimizer,
-      loop=pretrain.loop_lib.LoopConfig(num_steps=num_steps),
-    )
+    config = _config(model, optimizer, num_steps, Course())
     return pretrain.make_parts(config, self._mesh)
 
   def _chunk(
     self,
-    model: TransformerConfig,
-    optimizer: optimizer_lib.OptimizerConfig,
-    num_steps: int,
-    example: tuple[Any, Any],
+    config: ligo_config.LigoConfig,
+    small: TransformerConfig | None,
+    example: tuple[Any, Any, Any],
   ) -> Callable[..., Any]:
-    """(state, average, batches, step) -> (state, average), compiled."""
-    key = ('chunk', model, optimizer, num_steps)
+    """(state, average, teacher, batches, step) -> (state, average)."""
+    key = ('chunk', config, small)
     if key not in self._programs:
-      train_step = self._parts(model, optimizer, num_steps).train_step
+      train_step = self._step(config, small)
 
-      def chunk(state: Any, average: Any, batches: Any, first: Any) -> Any:
+      def chunk(
+        state: Any, average: Any, teacher: Any, batches: Any, first: Any
+      ) -> Any:
         def body(carry: Any, inputs: Any) -> Any:
           state, average = carry
           batch, place = inputs
-          state, _ = train_step(state, batch)
+          state, _ = train_step(state, batch, teacher)
           # Young averages must forget where they began.
           keep = jnp.minimum(_EMA, (1.0 + place) / (10.0 + place))
           average = jax.tree.map(
@@ -325,6 +345,18 @@ class Lab:
         .compile()
       )
     return self._programs[key]
+
+  def _step(
+    self, config: ligo_config.LigoConfig, small: TransformerConfig | None
+  ) -> inheritance.TaughtStep:
+    """The step of a course, that every course has in common."""
+    if small is not None:
+      return inheritance.train_step(config, small, config.model)
+    if config.sub_model_layers is not None:
+      plain = sub_models.train_step(config, config.model)
+    else:
+      plain = pretrain.make_parts(config, self._mesh).train_step
+    return lambda state, batch, _: plain(state, batch)
 
   def _learn(
     self,
@@ -381,6 +413,31 @@ class Lab:
     assert ours is not None
     assert theirs is not None
     return float(abs(ours - theirs).max() / abs(theirs).max())
+
+
+def _config(
+  model: TransformerConfig,
+  optimizer: optimizer_lib.OptimizerConfig,
+  num_steps: int,
+  course: Course,
+) -> ligo_config.LigoConfig:
+  return ligo_config.LigoConfig(
+    model=model,
+    optimizer=optimizer,
+    loop=pretrain.loop_lib.LoopConfig(num_steps=num_steps),
+    data=pipeline.DataConfig(
+      sequence_length=SEQUENCE_LENGTH, batch_size=BATCH_SIZE
+    ),
+    resting_layers=course.resting_layers,
+    sub_model_layers=course.sub_model_layers,
+    inherit=course.inherit,
+  )
+
+
+def step_flops(model: TransformerConfig, course: Course = Course()) -> float:
+  """Of a training step; without a teacher's."""
+  config = _config(model, optimizer_lib.OptimizerConfig(), 1, course)
+  return BATCH_SIZE * SEQUENCE_LENGTH * config.flops_per_token
 
 
 def flops_per_token(model: TransformerConfig) -> float:

@@ -1,13 +1,14 @@
 """What growing a trained model saves against training from nothing, on text.
 
-    ./run.sh python -m benchmarks.ligo_savings [--quick] [--seeds=N]
+    ./run.sh python -m benchmarks.ligo_savings [--quick] [--ablations]
 
 Over 300 lines: what the figures mean, beside what runs the table.
 
 Byte-level models on the Python standard library; 4 layers of width 64 grow out
-of half the layers, of half the width, and of half of both. Every seed has its
-own small models and its own scratch run. Two workers of one core each; what is
-done is kept under --cache_dir, and an interrupted benchmark goes on there.
+of half the layers, of half the width, of half of both, and of one layer. Every
+seed has its own small models and its own scratch run. Two workers of one core
+each; what is done is kept under --cache_dir, and an interrupted benchmark goes
+on there.
 
 All runs, those of small models too, have the same rate and warm-up, and are
 judged by, and grown from, an average of their parameters, so none has a decay
@@ -37,6 +38,12 @@ At the top level:
                            these pairs showed
   max_preservation_error   of methods that claim to keep the function
 
+MSLT and bert2BERT train the large model in another way for a while first (new
+layers alone, sub-models drawn by chance), which counts as an operator does, and
+so do the forward passes of the teacher that `inherit` has.
+
+--ablations runs other arms: what of learning an operator helps.
+
 `auto` is what method='auto' does with probe.num_steps=10, but for choosing by
 held-out text of its own: the best trial goes on, the others' steps are its
 cost.
@@ -61,8 +68,13 @@ import jax
 import numpy as np
 
 from benchmarks import growth_arms, growth_lab, growth_table, harness
-from efficient_llm.ligo import auto
+from efficient_llm.ligo import auto, depth, inheritance, methods
+from efficient_llm.ligo.config import LearnConfig
+from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import strict_json
+
+# Added to a run's, for the text of a stage.
+_STAGE_SEED = 500
 
 
 class Benchmark:
@@ -196,39 +208,101 @@ class Benchmark:
       )
       with np.load(self._folder / f'{seed}-small-{pair}.npz') as saved:
         leaves = [saved[str(i)] for i in range(len(saved.files))]
+      small_state = jax.tree.unflatten(structure, leaves)
       grown = lab.grow(
         arm.method,
         small,
         growth_arms.LARGE,
-        jax.tree.unflatten(structure, leaves),
+        small_state,
         learn=arm.learn,
         optimizer=optimizer,
         num_steps=self._arguments.steps,
         seed=seed,
         moments=arm.moments,
       )
+      flops, secs, state = (
+        grown.operator_flops,
+        grown.operator_secs,
+        grown.state,
+      )
+      if arm.stage is not None:
+        state, stage_flops, stage_secs = _stage(
+          lab, arm, small, state, num_steps=num_steps, seed=seed
+        )
+        flops, secs = flops + stage_flops, secs + stage_secs
+      course = growth_lab.Course()
+      if arm.inherit.weight:
+        course = growth_lab.Course(inherit=arm.inherit, small=small)
       run = lab.train(
         growth_arms.LARGE,
         optimizer,
-        grown.state,
+        state,
         num_steps=num_steps,
         seed=seed,
         until=target,
+        course=course,
+        teacher=small_state.params if course.small else None,
       )
-      step_flops = growth_lab.BATCH_SIZE * growth_lab.SEQUENCE_LENGTH
-      step_flops *= growth_lab.flops_per_token(growth_arms.LARGE)
+      if course.small:
+        taught = inheritance.taught_steps(arm.inherit, num_steps=num_steps)
+        taught = min(taught, run.steps[-1])
+        # A forward pass is a third of a step.
+        flops += taught * growth_lab.step_flops(small) / 3
       return {
         'name': name,
         'pair': pair,
         'seed': seed,
-        'operator_steps': grown.operator_flops / step_flops,
-        'operator_secs': grown.operator_secs,
+        'operator_steps': flops / growth_lab.step_flops(growth_arms.LARGE),
+        'operator_secs': secs,
         'function_error': grown.function_error,
         'claimed': grown.claimed,
         **_curve(run),
       }
 
     return task
+
+
+def _stage(
+  lab: growth_lab.Lab,
+  arm: growth_arms.Arm,
+  small: TransformerConfig,
+  state: Any,
+  *,
+  num_steps: int,
+  seed: int,
+) -> tuple[Any, float, float]:
+  """The state after the stage, its FLOPs and seconds."""
+  large, stage, optimizer = (
+    growth_arms.LARGE,
+    arm.stage,
+    growth_arms.optimizer(),
+  )
+  assert stage is not None
+  resting = ()
+  if stage.rest_old:
+    resting = depth.old_layers(methods.get(arm.method), small, large)
+  course = growth_lab.Course(resting, stage.sub_model_layers)
+  # Other text than that the whole model begins with.
+  steps = min(stage.num_steps, num_steps)
+  run = lab.train(
+    large,
+    optimizer,
+    state,
+    num_steps=steps,
+    seed=seed + _STAGE_SEED,
+    course=course,
+  )
+  grown = lab.grow(
+    'stack',
+    large,
+    large,
+    run.state,
+    learn=LearnConfig(),
+    optimizer=optimizer,
+    num_steps=num_steps,
+    seed=seed,
+  )
+  return grown.state, steps * growth_lab.step_flops(large, course), run.secs[-1]
 
 
 def _fingerprint(arguments: argparse.Namespace) -> str:
@@ -238,7 +312,7 @@ def _fingerprint(arguments: argparse.Namespace) -> str:
     arguments.arm_steps,
     growth_arms.LARGE,
     growth_arms.PAIRS,
-    growth_arms.ARMS,
+    growth_arms.ABLATIONS if arguments.ablations else growth_arms.ARMS,
     growth_arms.optimizer(),
     harness.commit()['hash'],
   )
@@ -264,21 +338,22 @@ def main() -> None:
   options = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{options} --xla_cpu_multi_thread_eigen=false'
   arms = growth_arms.ARMS
+  name = 'ligo_savings'
+  if arguments.ablations:
+    arms, name = growth_arms.ABLATIONS, 'ligo_ablations'
   if arguments.quick:
     arms = {
       pair: {name: growth_arms.ARMS[pair][name] for name in names}
       for pair, names in growth_arms.QUICK.items()
     }
   records = Benchmark(arguments).run(arms)
-  name = 'ligo_savings' + ('_quick' if arguments.quick else '')
-  candidates = (
-    {}
-    if arguments.quick
-    else {
-      pair: auto.candidates(small, growth_arms.LARGE)
-      for pair, small in growth_arms.PAIRS.items()
-    }
-  )
+  candidates = {
+    pair: auto.candidates(small, growth_arms.LARGE)
+    for pair, small in growth_arms.PAIRS.items()
+  }
+  if arguments.quick or arguments.ablations:
+    name += '_quick' if arguments.quick else ''
+    candidates = {}
   table = growth_table.summary(records, candidates=candidates)
   shown = harness.picture(
     name, 'Growing', growth_table.pictures(records, table)
@@ -299,13 +374,18 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true', help='one arm a pair')
+  parser.add_argument(
+    '--ablations', action='store_true', help='of the learned operator'
+  )
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steps', type=int, default=400, help='from nothing')
-  parser.add_argument('--arm_steps', type=int, default=400, help='at most')
+  parser.add_argument('--steps', type=int, default=600, help='from nothing')
+  parser.add_argument('--arm_steps', type=int, default=600, help='at most')
   parser.add_argument(
     '--cache_dir', type=pathlib.Path, default='out/ligo_savings'
   )
   arguments = parser.parse_args()
+  if arguments.quick and arguments.ablations:
+    parser.error('--quick and --ablations do not go together.')
   if arguments.quick:
     arguments.seeds, arguments.steps, arguments.arm_steps = 1, 40, 20
   chunk = growth_lab.CHUNK

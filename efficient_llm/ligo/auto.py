@@ -43,11 +43,11 @@ def candidates(
   """Methods worth a trial, by what grows, the likeliest first.
 
   By `benchmarks.ligo_savings`: in depth alone, layers repeated or added at
-  rest; with width, new places at rest or copies that noise tells apart.
+  rest; with width, new places at rest, or holding the mean of the others.
   """
   if large.embed_dim == small.embed_dim:
     return ('stack', 'identity')
-  return ('stack', 'noisy_clone')
+  return ('stack', 'lemon')
 
 
 def choose(

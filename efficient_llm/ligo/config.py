@@ -79,13 +79,13 @@ class LearnConfig:
     batch_size: Sequences of a batch; as in training where None.
     tie: What reads an axis and norms follow what writes it, as in the paper; or
       all have matrices of their own ('free'), without which Net2Net is none of
-      the operators.
+      the operators; or every large layer has its own besides ('layer').
     optimizer: Of the operator, whose matrices do not decay.
   """
 
   num_steps: int = 0
   batch_size: int | None = None
-  tie: Literal['paper', 'free'] = 'free'
+  tie: Literal['paper', 'free', 'layer'] = 'free'
   optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(
     learning_rate=3e-3, schedule='wsd', warmup_steps=0, weight_decay=0.0
   )

@@ -7,6 +7,7 @@ baseline has them (a from 1, T = 2, 44 % of the steps).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,12 @@ from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import objectives, pretrain
 from efficient_llm.training import state as state_lib
 from efficient_llm.training import step as step_lib
+
+# (state, batch, teacher's params) -> (state, metrics).
+TaughtStep = Callable[
+  [state_lib.TrainState, typing.Batch, typing.Params],
+  tuple[state_lib.TrainState, typing.Metrics],
+]
 
 
 def loss(
@@ -163,6 +170,26 @@ def make_step(
     )
     for model in (small, config.model)
   )
+  shardings = jax.tree.map(lambda x: x.sharding, program.abstract_state)
+  compiled = jax.jit(
+    train_step(config, small, large),
+    in_shardings=(shardings, program.batch_sharding, None),
+    out_shardings=(shardings, None),
+    donate_argnums=0,
+  )
+  return lambda state, batch: compiled(state, batch, small_params)
+
+
+def train_step(
+  config: LigoConfig, small: TransformerConfig, large: TransformerConfig
+) -> TaughtStep:
+  """The step as a function, not yet jitted.
+
+  Args:
+    config: The run.
+    small: The teacher, with a way to compute attention.
+    large: The model that learns, with the same.
+  """
   optimizer = optimizer_lib.make_optimizer(
     config.optimizer,
     transformer.logical_axes(large),
@@ -170,7 +197,7 @@ def make_step(
   )
   plain = objectives.language_model_loss(large, z_loss=config.z_loss)
 
-  def train_step(
+  def taught_step(
     state: state_lib.TrainState, batch: typing.Batch, teacher: typing.Params
   ) -> tuple[state_lib.TrainState, typing.Metrics]:
     share = share_at(
@@ -201,11 +228,4 @@ def make_step(
     )
     return one(state, batch)
 
-  shardings = jax.tree.map(lambda x: x.sharding, program.abstract_state)
-  compiled = jax.jit(
-    train_step,
-    in_shardings=(shardings, program.batch_sharding, None),
-    out_shardings=(shardings, None),
-    donate_argnums=0,
-  )
-  return lambda state, batch: compiled(state, batch, small_params)
+  return taught_step

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from efficient_llm import optimizer as optimizer_lib
@@ -81,7 +82,7 @@ def build(
       large.attention_implementation, mesh.devices.flat[0].platform
     ),
   )
-  params = parameters(begin, tie=config.tie)
+  params = parameters(begin, small, tie=config.tie, num_layers=large.num_layers)
   axes = jax.tree.map(lambda _: typing.LogicalAxes(), params)
   optimizer = optimizer_lib.make_optimizer(
     config.optimizer, axes, num_steps=max(config.num_steps, 1)
@@ -133,12 +134,20 @@ def check(begin: operator_lib.Operator) -> None:
     )
 
 
-def parameters(begin: operator_lib.Operator, *, tie: str) -> dict[str, Any]:
+def parameters(
+  begin: operator_lib.Operator,
+  small: TransformerConfig,
+  *,
+  tie: str,
+  num_layers: int,
+) -> dict[str, Any]:
   """What is learned of an operator, as a tree of arrays.
 
   Args:
     begin: Of one term.
+    small: The small model.
     tie: As `LearnConfig.tie`.
+    num_layers: Of the large model.
   """
   (term,) = begin.terms
   width = dict(term.width)
@@ -148,6 +157,10 @@ def parameters(begin: operator_lib.Operator, *, tie: str) -> dict[str, Any]:
       both = name in width and other in width
       if both and width[name].shape == width[other].shape:
         del width[name]
+  if tie == 'layer':
+    for name in operator_lib.maps_of_layers(small) & set(width):
+      shape = (num_layers, *width[name].shape)
+      width[name] = jnp.broadcast_to(width[name], shape)
   return {'width': width, 'depth': dict(term.depth)}
 
 

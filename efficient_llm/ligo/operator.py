@@ -148,6 +148,15 @@ def leaf_maps(
   return found
 
 
+def maps_of_layers(config: transformer.TransformerConfig) -> set[str]:
+  """Names of the maps that only leaves of layers take."""
+  inside, outside = set(), set()
+  for path, names in leaf_maps(config).items():
+    found = inside if path.startswith('layers/') else outside
+    found |= {name for name in names if name}
+  return inside - outside
+
+
 def layer_modules(config: transformer.TransformerConfig) -> list[str]:
   """Names of what stands in a layer, such as 'query' and 'mlp_norm'."""
   axes = transformer.logical_axes(config)['layers']

@@ -39,6 +39,21 @@ def make_step(config: LigoConfig, program: pretrain.Program) -> step.TrainStep:
       program.mesh.devices.flat[0].platform,
     ),
   )
+  shardings = jax.tree.map(lambda x: x.sharding, program.abstract_state)
+  return step.jit_train_step(
+    train_step(config, model), shardings, program.batch_sharding
+  )
+
+
+def train_step(
+  config: LigoConfig, model: transformer.TransformerConfig
+) -> step.TrainStep:
+  """The step as a function, not yet jitted.
+
+  Args:
+    config: The run, with `sub_model_layers`.
+    model: Of the run, with a way to compute attention.
+  """
   optimizer = optimizer_lib.make_optimizer(
     config.optimizer,
     transformer.logical_axes(model),
@@ -68,7 +83,7 @@ def make_step(config: LigoConfig, program: pretrain.Program) -> step.TrainStep:
 
   branches = [of_length(length) for length in lengths]
 
-  def train_step(
+  def step_of_one(
     state: state_lib.TrainState, batch: typing.Batch
   ) -> tuple[state_lib.TrainState, typing.Metrics]:
     key = jax.random.wrap_key_data(state.key)
@@ -76,8 +91,7 @@ def make_step(config: LigoConfig, program: pretrain.Program) -> step.TrainStep:
     chosen = jax.random.randint(key, (), 0, len(branches))
     return jax.lax.switch(chosen, branches, state, batch)
 
-  shardings = jax.tree.map(lambda x: x.sharding, program.abstract_state)
-  return step.jit_train_step(train_step, shardings, program.batch_sharding)
+  return step_of_one
 
 
 def _leaving_others(

@@ -102,7 +102,9 @@ def main() -> None:
     return max(jax.tree.leaves(differences))
 
   moved = methods.build(methods.get('ligo_released'), _SMALL, _LARGE)
-  before = learning.parameters(moved, tie='free')
+  before = learning.parameters(
+    moved, _SMALL, tie='free', num_layers=_LARGE.num_layers
+  )
   print(
     json.dumps(
       {

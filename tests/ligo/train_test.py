@@ -204,14 +204,42 @@ def test_ties_of_the_paper_go_with_grouped_queries() -> None:
   )
   large = dataclasses.replace(small, num_heads=8)
   begin = methods.build(methods.get('ligo_released'), small, large)
-  learned = learning.parameters(begin, tie='paper')
+  learned = learning.parameters(begin, small, tie='paper', num_layers=1)
   assert set(learned['width']) == {'query.out', 'value.read'}
+
+
+def test_every_layer_may_have_matrices_of_its_own(
+  folder: pathlib.Path,
+) -> None:
+  run = trained_run.find(folder / 'small', name='small')
+  begin = methods.build(methods.get('ligo_released'), run.model, _LARGE)
+  own = learning.parameters(begin, run.model, tie='layer', num_layers=2)
+  ndims = {name: x.ndim for name, x in own['width'].items()}
+  assert ndims['mlp.out'] == ndims['value.read'] == 3
+  # The tables are written once.
+  assert ndims['embed.out'] == 2
+  learn = dataclasses.replace(_LEARN, tie='layer')
+  mesh = sharding.make_mesh(sharding.MeshConfig())
+  program = learning.build(learn, run.model, _LARGE, begin, mesh)
+  params = run.restore_params(None)
+  with jax.set_mesh(mesh):
+    state = program.first_state()
+    same = operator.grow(run.model, params, program.operator(state.params))
+    for _ in range(2):
+      state, _ = program.learn_step(state, tiny.batch(vocab_size=300), params)
+  plain = operator.grow(run.model, params, begin)
+  # Einsums of another order.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), same, plain
+  )
+  matrices = state.params['width']['mlp.out']
+  assert (matrices[0] != matrices[1]).any()
 
 
 def test_ties_are_the_paper_s_where_wanted(folder: pathlib.Path) -> None:
   run = trained_run.find(folder / 'small', name='small')
   begin = methods.build(methods.get('ligo_released'), run.model, _LARGE)
-  tied = learning.parameters(begin, tie='paper')
+  tied = learning.parameters(begin, run.model, tie='paper', num_layers=2)
   assert set(tied['width']) == {
     'embed.out',
     'mlp.out',
@@ -219,7 +247,7 @@ def test_ties_are_the_paper_s_where_wanted(folder: pathlib.Path) -> None:
     'key.out',
     'value.out',
   }
-  free = learning.parameters(begin, tie='free')
+  free = learning.parameters(begin, run.model, tie='free', num_layers=2)
   # An RMS norm has no bias.
   unused = {'embed.norm_bias', 'embed.head_bias'}
   assert set(free['width']) == set(operator.MAPS) - unused
