@@ -43,6 +43,7 @@ class Arm:
     moments: Whether Adam's moments grow too.
     stage: The same model, trained in another way first.
     inherit: How the small model teaches.
+    beside: Whether the large model is trained while the operator is learned.
   """
 
   method: str
@@ -50,6 +51,7 @@ class Arm:
   moments: bool = False
   stage: StageConfig | None = None
   inherit: InheritConfig = InheritConfig()
+  beside: bool = False
 
 
 _PAPER = _learn(1e-2, num_steps=100, tie='paper')
@@ -120,6 +122,9 @@ ABLATIONS: dict[str, dict[str, Arm]] = {
       'stack', dataclasses.replace(_CHEAP, tie='layer')
     ),
     'gentle': Arm('stack', _GENTLE),
+    'beside_training': Arm(
+      'stack', dataclasses.replace(_CHEAP, batch_size=None), beside=True
+    ),
     'from_released_start': Arm('ligo_released', _CHEAP),
     'from_identity': Arm('identity', _CHEAP),
     'with_moments': Arm('stack', _CHEAP, moments=True),
@@ -140,6 +145,9 @@ ABLATIONS: dict[str, dict[str, Arm]] = {
     ),
     'own_for_every_layer': Arm(
       'noisy_clone', dataclasses.replace(_GENTLE, tie='layer')
+    ),
+    'beside_training': Arm(
+      'noisy_clone', dataclasses.replace(_GENTLE, batch_size=None), beside=True
     ),
     'from_released_start': Arm('ligo_released', _GENTLE),
     'from_rest': Arm('stack', _GENTLE),

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from efficient_llm import optimizer as optimizer_lib
-from efficient_llm import sharding
+from efficient_llm import sharding, typing
 from efficient_llm.data import pipeline
 from efficient_llm.ligo import config as ligo_config
 from efficient_llm.ligo import inheritance, learning, methods, sub_models
@@ -28,6 +29,7 @@ from efficient_llm.models import transformer
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import datasets, objectives, pretrain
 from efficient_llm.training import state as state_lib
+from efficient_llm.training import step as step_lib
 
 BATCH_SIZE, SEQUENCE_LENGTH = 16, 128
 # Steps of one call of a program, after which a trial may be judged.
@@ -231,6 +233,7 @@ class Lab:
     num_steps: int,
     seed: int,
     moments: bool = False,
+    beside: bool = False,
   ) -> Grown:
     """Makes the large model's state of a small one's.
 
@@ -244,19 +247,26 @@ class Lab:
       num_steps: Of the same.
       seed: Of copies, noise and the text that the operator learns from.
       moments: Whether they grow too.
+      beside: Whether what the operator makes is trained while it is learned.
     """
     setting = methods.get(method)
     state = jax.device_put(state, self._device)
+    made = optimizer_lib.make_optimizer(
+      optimizer, transformer.logical_axes(large), num_steps=num_steps
+    )
     with jax.default_device(self._device), jax.set_mesh(self._mesh):
       begin = methods.build(setting, small, large, seed=seed)
       operator, flops, secs = begin, 0.0, 0.0
       if learn.num_steps:
         operator, flops, secs = self._learn(
-          learn, small, large, begin, state.params, seed=seed
+          learn,
+          small,
+          large,
+          begin,
+          state.params,
+          seed=seed,
+          beside=made if beside else None,
         )
-      made = optimizer_lib.make_optimizer(
-        optimizer, transformer.logical_axes(large), num_steps=num_steps
-      )
       grown = growth_state.grow(
         small,
         state,
@@ -367,8 +377,13 @@ class Lab:
     params: Any,
     *,
     seed: int,
+    beside: optimizer_lib.Optimizer | None = None,
   ) -> tuple[operator_lib.Operator, float, float]:
-    """The learned operator, its FLOPs and seconds."""
+    """The learned operator, its FLOPs and seconds.
+
+    With `beside`, what is added to the grown parameters is trained by that
+    optimiser at the same time, in the same steps.
+    """
     program = learning.build(config, small, large, begin, self._mesh)
     # Other text than that the large model begins with.
     dataset = self._texts.train(seed + 1000)
@@ -382,6 +397,8 @@ class Lab:
 
     state = program.first_state()
     step: Any = program.learn_step
+    if beside is not None:
+      step, state = _joint_step(config, small, large, begin, program, beside)
     compiled = step.lower(state, batch_of(0), params).compile()
     secs = 0.0
     for place in range(config.num_steps):
@@ -397,7 +414,12 @@ class Lab:
     costs: Any = mapped.cost_analysis()
     flops = 3 * float(costs['flops'])
     flops += rows * SEQUENCE_LENGTH * flops_per_token(large)
-    return program.operator(state.params), config.num_steps * flops, secs
+    flops *= config.num_steps
+    if beside is not None:
+      operator = program.operator(state.params['operator'])
+      added = state.params['added']
+      return dataclasses.replace(operator, added=added), flops, secs
+    return program.operator(state.params), flops, secs
 
   def _function_error(
     self,
@@ -413,6 +435,63 @@ class Lab:
     assert ours is not None
     assert theirs is not None
     return float(abs(ours - theirs).max() / abs(theirs).max())
+
+
+def _joint_step(
+  config: ligo_config.LearnConfig,
+  small: TransformerConfig,
+  large: TransformerConfig,
+  begin: operator_lib.Operator,
+  program: learning.Program,
+  beside: optimizer_lib.Optimizer,
+) -> tuple[Any, state_lib.TrainState]:
+  """A step of the operator and of what is added to it, and the first state."""
+  loss = objectives.language_model_loss(large)
+  of_operator = optimizer_lib.make_optimizer(
+    config.optimizer,
+    jax.tree.map(lambda _: typing.LogicalAxes(), program.abstract_state.params),
+    num_steps=config.num_steps,
+  )
+  added = begin.added
+  if added is None:
+    shapes = transformer.abstract_params(large)
+    added = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  params = {'operator': program.first_state().params, 'added': added}
+  transforms: dict[str, Any] = {
+    'operator': of_operator.transform,
+    'added': beside.transform,
+  }
+
+  def update(grads: Any, states: Any, params: Any = None) -> Any:
+    found = {
+      name: transform.update(grads[name], states[name], params[name])
+      for name, transform in transforms.items()
+    }
+    return (
+      {name: updates for name, (updates, _) in found.items()},
+      {name: after for name, (_, after) in found.items()},
+    )
+
+  def init(params: Any) -> Any:
+    return {name: t.init(params[name]) for name, t in transforms.items()}
+
+  joint: Any = optax.GradientTransformation
+  both = optimizer_lib.Optimizer(joint(init, update), beside.schedule)
+
+  def joint_step(
+    state: state_lib.TrainState, batch: Any, small_params: Any
+  ) -> Any:
+    def total(params: Any, batch: Any, key: Any) -> objectives.Loss:
+      operator = dataclasses.replace(
+        program.operator(params['operator']), added=params['added']
+      )
+      grown = operator_lib.grow(small, small_params, operator)
+      return loss(grown, batch, key)
+
+    return step_lib.make_train_step(total, both)(state, batch)
+
+  state = state_lib.create(params, both, jax.random.key(0))
+  return jax.jit(joint_step, donate_argnums=0), state
 
 
 def _config(

@@ -219,6 +219,7 @@ class Benchmark:
         num_steps=self._arguments.steps,
         seed=seed,
         moments=arm.moments,
+        beside=arm.beside,
       )
       flops, secs, state = (
         grown.operator_flops,
