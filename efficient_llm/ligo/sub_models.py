@@ -100,10 +100,11 @@ def _leaving_others(
   """The step whose parameters and moments outside some layers stay."""
   abstract = transformer.abstract_params(model)
   is_trained = jax.tree.map(lambda _: False, abstract)
-  for name in ('final_norm', 'head'):
+  for name in ('final_norm', 'head', 'class_layers'):
     if name in abstract:
       is_trained[name] = jax.tree.map(lambda _: True, abstract[name])
-  is_trained['embedding']['tokens'] = model.tie_embeddings
+  if model.tie_embeddings:
+    is_trained['embedding']['tokens'] = True
   inside = np.isin(np.arange(model.num_layers), layers)
   is_trained['layers'] = jax.tree.map(
     lambda x: inside.reshape(-1, *[1] * (x.ndim - 1)), abstract['layers']
