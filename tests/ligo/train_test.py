@@ -373,3 +373,35 @@ def test_moments_are_carried_over_into_the_run(folder: pathlib.Path) -> None:
   saved = saved_run.restore_params(folder / 'moments' / 'checkpoints', None)
   assert jnp.shape(saved['embedding']['tokens']) == (320, 32)
   assert isinstance(outcome, loop.Outcome)
+
+
+def test_a_trial_that_is_half_adopted_is_adopted_whole_at_the_next_call(
+  folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  probe = config_lib.ProbeConfig(
+    candidates=('direct_copy', 'staged', 'ligo_released+learn'), num_steps=2
+  )
+  config = _config(folder, method='auto', probe=probe, learn=_LEARN)
+  expected = train.train(config, workdir=folder / 'auto')
+  workdir = folder / 'half_adopted'
+  rename, moved = pathlib.Path.rename, []
+
+  def killed(self: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    if self.parent.parent.name == 'probes':
+      if len(moved) == 2:
+        raise KeyboardInterrupt
+      moved.append(self.name)
+    return rename(self, target)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(pathlib.Path, 'rename', killed)
+    with pytest.raises(KeyboardInterrupt):
+      train.train(config, workdir=workdir)
+  outcome = train.train(config, workdir=workdir)
+  jax.tree.map(np.testing.assert_array_equal, outcome.state, expected.state)
+  assert _card(workdir)['probes'] == [
+    {**x, 'secs': y['secs']}
+    for x, y in zip(
+      _card(folder / 'auto')['probes'], _card(workdir)['probes'], strict=True
+    )
+  ]
