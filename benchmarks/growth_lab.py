@@ -19,6 +19,7 @@ import numpy as np
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding
+from efficient_llm.data import dataset as dataset_lib
 from efficient_llm.data import pipeline
 from efficient_llm.ligo import config as ligo_config
 from efficient_llm.ligo import learning, methods
@@ -51,9 +52,9 @@ class Texts:
     self.validation = _spread(held_out, rows=(0, 8))
     self.probe = _spread(held_out, rows=(4, 12))
 
-    self._train: dict[int, pipeline.Dataset] = {}
+    self._train: dict[int, dataset_lib.Dataset] = {}
 
-  def train(self, seed: int) -> pipeline.Dataset:
+  def train(self, seed: int) -> dataset_lib.Dataset:
     """What is trained on, in the order of a seed."""
     if seed not in self._train:
       self._train[seed] = self._open(seed)[0]
@@ -388,7 +389,7 @@ def flops_per_token(model: TransformerConfig) -> float:
   return transformer.flops_per_token(model, num_tokens=SEQUENCE_LENGTH)
 
 
-def _spread(dataset: pipeline.Dataset, *, rows: tuple[int, ...]) -> Any:
+def _spread(dataset: dataset_lib.Dataset, *, rows: tuple[int, ...]) -> Any:
   """So many batches of sequences that are far from each other."""
   count = _EVAL_BATCHES * BATCH_SIZE // len(rows)
   places = np.linspace(0, dataset.steps_per_pass - 1, count).astype(int)
@@ -399,6 +400,6 @@ def _spread(dataset: pipeline.Dataset, *, rows: tuple[int, ...]) -> Any:
   )
 
 
-def _stack(dataset: pipeline.Dataset, steps: Sequence[int]) -> Any:
+def _stack(dataset: dataset_lib.Dataset, steps: Sequence[int]) -> Any:
   batches = [dataset.batch_at(step) for step in steps]
   return jax.tree.map(lambda *x: np.stack(x), *batches)

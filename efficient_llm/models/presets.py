@@ -139,6 +139,16 @@ PRESETS: dict[str, TransformerConfig] = {
   'qwen3_1_7b': _with(
     _QWEN3, **_shape(28, 2048, 16, num_kv_heads=8, mlp_dim=6144)
   ),
+  # For scikit-learn's digits; not of a paper.
+  'cait_digits': _with(
+    _CAIT,
+    **_shape(4, 64, 4, vocab_size=10, scan_unroll=4),
+    patch_size=2,
+    image_size=8,
+    image_channels=1,
+    layer_scale=0.1,
+    init_std=None,
+  ),
   # Touvron et al. 2021: DeiT's table 1, without distillation, and CaiT's table
   # 3, whose layers behind the 24 are the class token's.
   'deit_small': _with(_VIT, **_shape(12, 384, 6)),
