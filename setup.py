@@ -42,6 +42,7 @@ _EXTRAS = {
     'transformers>=5.0,<6',
   ],
   'rl': ['math-verify>=0.8,<0.10', 'reasoning-gym>=0.1.24,<0.2'],
+  'vision': ['pillow>=11,<14', 'scikit-learn>=1.5,<2'],
   'wan': ['grpcio>=1.70,<2'],
   'notebook': [
     'ipykernel>=6.29,<8',

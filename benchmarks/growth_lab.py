@@ -20,6 +20,7 @@ import optax
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
+from efficient_llm.data import dataset as dataset_lib
 from efficient_llm.data import pipeline
 from efficient_llm.ligo import config as ligo_config
 from efficient_llm.ligo import inheritance, learning, methods, sub_models
@@ -53,9 +54,9 @@ class Texts:
     self.validation = _spread(held_out, rows=(0, 8))
     self.probe = _spread(held_out, rows=(4, 12))
 
-    self._train: dict[int, pipeline.Dataset] = {}
+    self._train: dict[int, dataset_lib.Dataset] = {}
 
-  def train(self, seed: int) -> pipeline.Dataset:
+  def train(self, seed: int) -> dataset_lib.Dataset:
     """What is trained on, in the order of a seed."""
     if seed not in self._train:
       self._train[seed] = self._open(seed)[0]
@@ -524,7 +525,7 @@ def flops_per_token(model: TransformerConfig) -> float:
   return transformer.flops_per_token(model, num_tokens=SEQUENCE_LENGTH)
 
 
-def _spread(dataset: pipeline.Dataset, *, rows: tuple[int, ...]) -> Any:
+def _spread(dataset: dataset_lib.Dataset, *, rows: tuple[int, ...]) -> Any:
   """So many batches of sequences that are far from each other."""
   count = _EVAL_BATCHES * BATCH_SIZE // len(rows)
   places = np.linspace(0, dataset.steps_per_pass - 1, count).astype(int)
@@ -535,6 +536,6 @@ def _spread(dataset: pipeline.Dataset, *, rows: tuple[int, ...]) -> Any:
   )
 
 
-def _stack(dataset: pipeline.Dataset, steps: Sequence[int]) -> Any:
+def _stack(dataset: dataset_lib.Dataset, steps: Sequence[int]) -> Any:
   batches = [dataset.batch_at(step) for step in steps]
   return jax.tree.map(lambda *x: np.stack(x), *batches)

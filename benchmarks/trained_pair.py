@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from efficient_llm import optimizer
+from efficient_llm.data import dataset as dataset_lib
 from efficient_llm.data import pipeline
 from efficient_llm.models import presets, transformer
 from efficient_llm.speculative import drafter_training, target_run
@@ -29,7 +30,7 @@ class Pair:
   config: transformer.TransformerConfig
   params: Any
   draft_params: Any
-  validation: pipeline.Dataset
+  validation: dataset_lib.Dataset
 
   def prompts(self, count: int, *, num_tokens: int) -> np.ndarray:
     """Beginnings [count, num_tokens] of held-out sequences."""

@@ -19,7 +19,7 @@ class OptimizerConfig:
   Attributes:
     name: 'muon' orthogonalises the updates of inner matrices and leaves tables,
       output matrix, norms and biases to AdamW with Nesterov momentum (Jordan et
-      al. 2024). 'sgd' has no momentum.
+      al. 2024), and so the matrix of patches. 'sgd' has no momentum.
     learning_rate: Peak.
     schedule: 'wsd' is warm-up, stable, linear decay (Hu et al. 2024).
     warmup_steps: Linear from 0 to the peak.
@@ -211,7 +211,7 @@ def muon_dimensions(axes: typing.PyTree) -> typing.PyTree:
   """
 
   def one(leaf: typing.LogicalAxes) -> contrib.MuonDimensionNumbers | None:
-    looked_up = {'vocab', 'positions', 'token_types'}
+    looked_up = {'vocab', 'positions', 'token_types', 'pixels'}
     if not leaf.is_matrix or looked_up & set(leaf.names):
       return None
     first, second = len(leaf.stack), len(leaf.stack) + len(leaf.inputs)

@@ -6,7 +6,8 @@ Dimension key, used in shapes ('B T D') and as suffixes of locals (x_BTD):
   F mlp              N query heads       K key/value heads   H head dim
   V vocab            L layers            M islands           G group
   W draft width      P prompt positions  E new tokens        U ancestor words
-  R rows             C candidates
+  R rows             C candidates, image channels
+  Y image rows       X image columns
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import beartype
 import jaxtyping
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 __all__ = [
   'Array',
@@ -29,6 +30,7 @@ __all__ = [
   'Params',
   'PyTree',
   'Scalar',
+  'UInt8',
   'UInt32',
   'check_choices',
   'typed',

@@ -19,9 +19,11 @@ _RUNNER = 'tests/runner.py'
 _CONFTEST = 'tests/conftest.py'
 # Distributions whose name is not the name they are imported by.
 _DISTRIBUTIONS = {
+  'PIL': 'pillow',
   'absl': 'absl_py',
   'grpc': 'grpcio',
   'orbax': 'orbax_checkpoint',
+  'sklearn': 'scikit_learn',
 }
 _HEADER = '''"""Targets of the project, one per module; deps are the imports.
 

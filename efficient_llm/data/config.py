@@ -1,4 +1,4 @@
-"""What a data set is: which text, how it is cut, in what order it comes."""
+"""What a data set is: of what it is made, how cut, in what order it comes."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -6,11 +6,24 @@ from typing import Literal, get_args
 from efficient_llm.data import corpus, readers
 from efficient_llm.data.packing import Packing
 
-Objective = Literal['causal', 'masked']
+Objective = Literal['causal', 'masked', 'classes']
 InvalidUtf8 = Literal['replace', 'refuse']
 IslandSharding = Literal['rows', 'files', 'sources']
 
 _BPE_PREFIX = 'bpe:'
+# What only text has, and what only images have.
+_OF_TEXT = (
+  'sources',
+  'weights',
+  'text_key',
+  'document_separator',
+  'invalid_utf8',
+  'tokenizer',
+  'sequence_length',
+  'packing',
+  'island_sharding',
+)
+_OF_IMAGES = ('image_size', 'image_channels', 'image_shift', 'image_flip')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +32,8 @@ class DataConfig:
 
   Attributes:
     path: 'stdlib' (the Python standard library's own sources, about 11 MB), or
-      a file, folder or glob; see `readers` for the kinds of files.
+      a file, folder or glob; see `readers` for the kinds of files. Of images
+      'digits' (scikit-learn's) or what `image_files` describes.
     sources: Several such paths, instead of `path`.
     weights: Share of the sequences drawn from each source; equal when empty.
       Kept to within 1 % of the smallest share.
@@ -32,10 +46,17 @@ class DataConfig:
     sequence_length: Tokens in a sequence.
     batch_size: Sequences in a batch, over all processes of one island.
     packing: How documents are put into sequences; see `packing.make_plan`.
-    objective: Next-token prediction, or masked tokens as in BERT.
+    objective: Next-token prediction, masked tokens as in BERT, or the classes
+      of images.
     validation_fraction: Share of the text held out: documents, chosen by the
-      hash of their text, or the tail of each where documents are few.
-    validation_path: Other text to validate on, instead of a share of this one.
+      hash of their text, or the tail of each where documents are few. Images
+      are chosen by the hash of their pixels.
+    validation_path: Other data to validate on, instead of a share of this.
+    image_size: Pixels along the side to which images are scaled and cut.
+    image_channels: 3 colours, or 1 for shades of grey.
+    image_shift: In training an image is moved by up to so many pixels, drawn
+      anew every time; its edge is repeated.
+    image_flip: In training every other image is mirrored, left to right.
     shuffle: Whether sequences come in a new random order every epoch.
     seed: Of order and masks.
     island_sharding: What islands part among them: all rows, files or sources.
@@ -56,6 +77,10 @@ class DataConfig:
   objective: Objective = 'causal'
   validation_fraction: float = 0.05
   validation_path: str | None = None
+  image_size: int | None = None
+  image_channels: int = 3
+  image_shift: int = 0
+  image_flip: bool = False
   shuffle: bool = True
   seed: int = 0
   island_sharding: IslandSharding = 'rows'
@@ -91,6 +116,7 @@ class DataConfig:
     """
     self._validate_sources()
     self._validate_choices()
+    self._validate_kind()
     for name, smallest in (
       ('sequence_length', 2),
       ('batch_size', 1),
@@ -153,4 +179,37 @@ class DataConfig:
       raise ValueError(
         f"tokenizer={self.tokenizer!r} must end in a number, as 'bpe:4096'; "
         'set data.tokenizer.'
+      )
+
+  def _validate_kind(self) -> None:
+    """Refuses settings of text for images, and the other way round."""
+    is_images = self.objective == 'classes'
+    for name in _OF_TEXT if is_images else _OF_IMAGES:
+      if getattr(self, name) != getattr(DataConfig, name):
+        raise ValueError(
+          f'{name}={getattr(self, name)!r} is for '
+          f'{"text" if is_images else "images"}, and data.objective is '
+          f'{self.objective!r}; leave data.{name} out.'
+        )
+    if not is_images:
+      return
+    if self.path == corpus.STDLIB:
+      raise ValueError(
+        f"path={self.path!r} is text; set data.path='digits' or to images, or "
+        'data.objective.'
+      )
+    if self.image_size is None or self.image_size < 1:
+      raise ValueError(
+        f'image_size={self.image_size} must be at least 1; set data.image_size '
+        'to the model.image_size.'
+      )
+    if self.image_channels not in (1, 3):
+      raise ValueError(
+        f'image_channels={self.image_channels} must be 1 or 3; set '
+        'data.image_channels.'
+      )
+    if not 0 <= self.image_shift < self.image_size:
+      raise ValueError(
+        f'image_shift={self.image_shift} must be in [0, '
+        f'image_size={self.image_size}); set data.image_shift.'
       )

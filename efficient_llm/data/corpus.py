@@ -48,12 +48,15 @@ class File:
   modified_ns: int
 
 
-def find_files(path: str) -> list[File]:
+def find_files(
+  path: str, *, extensions: Sequence[str] = EXTENSIONS
+) -> list[File]:
   """Lists the files that a path stands for, sorted by name.
 
   Args:
     path: 'stdlib' for the sources of the running Python's standard library, a
       file, a folder, or a glob (`**` matches folders too).
+    extensions: Of the files that are wanted.
 
   Returns:
     At least one file.
@@ -79,10 +82,10 @@ def find_files(path: str) -> list[File]:
     paths = [p for p in matches if p.is_file()]
   else:
     raise ValueError(f'{path!r} must exist; set data.path to a file or folder.')
-  paths = [p for p in paths if p.suffix in EXTENSIONS]
+  paths = [p for p in paths if p.suffix in extensions]
   if not paths:
     raise ValueError(
-      f'{path!r} must hold files ending in one of {" ".join(EXTENSIONS)}; '
+      f'{path!r} must hold files ending in one of {" ".join(extensions)}; '
       'none found, so set data.path to such files.'
     )
   files = [_describe(p, pathlib.Path(root)) for p in paths]

@@ -6,30 +6,23 @@
     ...
 
 Documents are tokenised once into a cache, and a plan packs them into sequences,
-so that everything after it is random access: the batch of a step follows from
-the configuration and the step alone, whatever the number of processes, and the
-state of an iterator is a number.
+so that everything after it is random access; see `dataset`.
 """
 
 import functools
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Sequence
-from typing import cast
 
-import grain
 from absl import logging
 
 from efficient_llm.data import (
-  batches,
   bpe,
   corpus,
-  iterator,
+  dataset,
   sequences,
   splits,
-  stream,
   token_cache,
   tokenizer,
 )
@@ -61,6 +54,11 @@ def open_dataset(
     ValueError: If the configuration or the text will not do, in one line.
   """
   config.validate()
+  if config.objective == 'classes':
+    raise ValueError(
+      "data.objective='classes' is of images and this needs text; set "
+      'data.objective.'
+    )
   home = pathlib.Path.home() / '.cache' / 'efficient_llm'
   folder = pathlib.Path(config.cache_dir or cache_dir or home)
   files = [corpus.find_files(path) for path in config.paths]
@@ -92,19 +90,16 @@ def open_dataset(
       if split == 'validation'
       else [splits.without(open_cache(listed), held_out) for listed in files]
     )
-  dataset = Dataset(config, split=split, encoder=encoder, parts=parts)
-  log(f'data: {split}: {dataset.describe()}')
-  return dataset
+  opened = Dataset(config, split=split, encoder=encoder, parts=parts)
+  log(f'data: {split}: {opened.describe()}')
+  return opened
 
 
-class Dataset:
-  """One split of a data set, packed into sequences.
+class Dataset(dataset.Dataset):
+  """One split of a text, packed into sequences.
 
   Attributes:
-    config: The settings it was opened with.
     tokenizer: Turns its tokens into text.
-    fingerprint: Hash of the text, its tokens and all settings that decide what
-      the sequences are and in which order they come.
   """
 
   def __init__(
@@ -115,10 +110,9 @@ class Dataset:
     encoder: tokenizer.Tokenizer,
     parts: Sequence[splits.Part],
   ):
-    self.config = config
+    fingerprint = _fingerprint(config, split, encoder, parts)
+    super().__init__(config, split=split, fingerprint=fingerprint)
     self.tokenizer = encoder
-    self.fingerprint = _fingerprint(config, split, encoder, parts)
-    self._is_validation = split == 'validation'
     self._sequences = self._pack(parts)
     if not self._is_validation and self.num_sequences < config.batch_size:
       raise ValueError(
@@ -128,19 +122,14 @@ class Dataset:
       )
 
   @property
+  def vocabulary(self) -> tokenizer.Tokenizer:
+    """Targets are tokens."""
+    return self.tokenizer
+
+  @property
   def num_tokens(self) -> int:
     """Tokens in one pass, padding left out."""
     return self._sequences.num_tokens
-
-  @property
-  def num_sequences(self) -> int:
-    """Sequences in one pass."""
-    return sum(self._sequences.counts)
-
-  @property
-  def steps_per_pass(self) -> int:
-    """Batches of a single island that hold as many sequences as a pass."""
-    return math.ceil(self.num_sequences / self.config.batch_size)
 
   def statistics(self) -> dict[str, int | float]:
     """Counts what the split holds and how full its sequences are.
@@ -175,85 +164,21 @@ class Dataset:
       line += '; a source has few documents, so the tail of each is held out'
     return line
 
-  def iterate(
-    self,
-    *,
-    process: tuple[int, int] = (0, 1),
-    island: tuple[int, int] = (0, 1),
-    repeat: bool = True,
-    start: int = 0,
-  ) -> iterator.BatchIterator:
-    """Iterates over this process's rows of every batch.
-
-    Training shuffles afresh each epoch. Validation takes all sequences in
-    order, pass after pass. The last batch of a validation pass, and of a
-    training pass without `repeat`, is filled up with rows of zero weight.
-
-    Args:
-      process: Index of this process and number of processes, in its island. It
-        gets a stretch of the rows of each batch, in the order of processes.
-      island: Index of this island and number of islands. They see disjoint
-        sequences in an epoch; `config.island_sharding` says how.
-      repeat: Whether to go on for ever or stop after a pass.
-      start: The first step.
-
-    Returns:
-      The iterator.
-
-    Raises:
-      ValueError: If the batch does not part evenly among the processes, or the
-        text not among the islands.
-    """
-    steps = self._steps(process=process, island=island, repeat=repeat)
-    batch_iterator = iterator.BatchIterator(
-      steps,
-      fingerprint=self.fingerprint,
-      examples_per_step=self.config.batch_size * island[1],
-      prefetch_batches=self.config.prefetch_batches,
-    )
-    batch_iterator.seek(start)
-    return batch_iterator
-
-  def batch_at(self, step: int) -> batches.Batch:
-    """Makes the whole batch of a step, for one process and one island."""
-    steps = self._steps(process=(0, 1), island=(0, 1), repeat=True)
-    return cast(batches.Batch, steps[step])
-
-  def _steps(
-    self, *, process: tuple[int, int], island: tuple[int, int], repeat: bool
-  ) -> grain.MapDataset:
-    _check_share('process', process)
-    _check_share('island', island)
-    batch_size = self.config.batch_size
-    if batch_size % process[1]:
-      raise ValueError(
-        f'{batch_size=} must be divisible by the {process[1]} processes of an '
-        'island; set data.batch_size.'
-      )
-    chosen = self._sequences
+  def _examples(self) -> dataset.Examples:
     weights = self.config.weights or (1.0,) * len(self.config.paths)
+    return _as_examples(self._sequences, weights)
+
+  def _examples_of_island(
+    self, island: tuple[int, int]
+  ) -> tuple[dataset.Examples, tuple[int, int]]:
+    examples = self._examples()
     sharding = self.config.island_sharding
-    if sharding != 'rows' and island[1] > 1 and not self._is_validation:
-      parts, weights = splits.share_of_island(
-        chosen.parts, weights, island=island, sharding=sharding
-      )
-      chosen = self._pack(parts)
-      island = (0, 1)
-    if self._is_validation:
-      order = stream.in_order(chosen.counts)
-    else:
-      seed = self.config.seed if self.config.shuffle else None
-      order = stream.mixed(
-        chosen.counts, weights=weights, seed=seed, repeat=repeat
-      )
-    if self._is_validation or not repeat:
-      order = stream.padded(order, multiple=batch_size * island[1])
-    if self._is_validation and repeat:
-      order = order.repeat()
-    rows = stream.Rows(order, batch_size, process=process, island=island)
-    return grain.MapDataset.source(rows).batch(
-      rows.rows_per_step, batch_fn=chosen.read
+    if sharding == 'rows' or island[1] == 1 or self._is_validation:
+      return examples, island
+    parts, weights = splits.share_of_island(
+      self._sequences.parts, examples.weights, island=island, sharding=sharding
     )
+    return _as_examples(self._pack(parts), weights), (0, 1)
 
   def _pack(self, parts: Sequence[splits.Part]) -> sequences.Sequences:
     return sequences.pack(
@@ -264,12 +189,10 @@ class Dataset:
     )
 
 
-def _check_share(name: str, share: tuple[int, int]) -> None:
-  index, count = share
-  if not 0 <= index < count:
-    raise ValueError(
-      f'{name}={share} must be an index below the count; count from 0.'
-    )
+def _as_examples(
+  packed: sequences.Sequences, weights: Sequence[float]
+) -> dataset.Examples:
+  return dataset.Examples(packed.counts, weights, packed.read)
 
 
 def _fingerprint(

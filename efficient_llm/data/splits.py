@@ -86,7 +86,9 @@ def divide(
         'set data.validation_fraction or data.validation_path.'
       )
     return [everything(cache) for cache in caches]
-  held_out = [_held_out(cache, fraction) for cache in caches]
+  held_out = [
+    chosen_by_hash(cache.content_hashes, fraction) for cache in caches
+  ]
   cut = [
     is_held_out.sum() < _FEWEST_DOCUMENTS_HELD_OUT or is_held_out.all()
     for is_held_out in held_out
@@ -106,6 +108,11 @@ def divide(
       chosen &= ~np.isin(cache.content_hashes, np.concatenate(cut_hashes))
     parts.append(everything(cache).select(chosen))
   return parts
+
+
+def chosen_by_hash(content_hashes: np.ndarray, fraction: float) -> np.ndarray:
+  """Which examples are for validation, by hashes of what they hold."""
+  return content_hashes < np.uint64(fraction * (1 << 63)) * np.uint64(2)
 
 
 def share_of_island(
@@ -146,10 +153,6 @@ def share_of_island(
       f"few {sharding}; set data.island_sharding='rows'."
     )
   return mine, my_weights
-
-
-def _held_out(cache: token_cache.TokenCache, fraction: float) -> np.ndarray:
-  return cache.content_hashes < np.uint64(fraction * (1 << 63)) * np.uint64(2)
 
 
 def _tails_or_heads(

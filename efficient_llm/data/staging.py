@@ -1,9 +1,76 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, and are checked when opened."""
 
 import contextlib
+import hashlib
+import itertools
+import json
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+_Entry = TypeVar('_Entry')
+_BYTES_READ_AT_ONCE = 4 << 20
+
+
+def open_or_build(
+  folder: pathlib.Path,
+  *,
+  open_entry: Callable[[pathlib.Path], _Entry | None],
+  build: Callable[[pathlib.Path], None],
+  log: Callable[[str], None],
+) -> _Entry:
+  """Opens an entry of the data cache, making it first where it is missing.
+
+  Args:
+    folder: Of the entry; its name says what went into it.
+    open_entry: Opens the folder; None where it is missing or not as it was
+      written.
+    build: Writes the contents into an empty folder.
+    log: Takes a line where a damaged entry is replaced.
+
+  Raises:
+    ValueError: If the entry cannot be written or does not read back.
+  """
+  entry = open_entry(folder)
+  if entry is None:
+    with staged(folder) as temporary:
+      build(temporary)
+      # Another run may have put its own there meanwhile, and be reading it.
+      if folder.exists() and open_entry(folder) is None:
+        log(f'data: {str(folder)!r} is damaged and is replaced')
+        shutil.rmtree(folder)
+    entry = open_entry(folder)
+  if entry is None:
+    raise ValueError(
+      f'the data cache {str(folder)!r} must read back as it was written and '
+      'does not; check the disk or set data.cache_dir.'
+    )
+  return entry
+
+
+def digest(chunks: Iterable[bytes]) -> str:
+  """Hash of bytes, one part after another."""
+  found = hashlib.blake2b(digest_size=16)
+  for chunk in chunks:
+    found.update(chunk)
+  return found.hexdigest()
+
+
+def digest_of(
+  folder: pathlib.Path, names: Sequence[str], summary: Mapping[str, Any]
+) -> str:
+  """Hash of some files of a folder and what is said of them."""
+  settings = json.dumps(summary, sort_keys=True).encode()
+  contents = (chunk for name in names for chunk in _chunks(folder / name))
+  return digest(itertools.chain([settings], contents))
+
+
+def _chunks(path: pathlib.Path) -> Iterator[bytes]:
+  with path.open('rb') as file:
+    while chunk := file.read(_BYTES_READ_AT_ONCE):
+      yield chunk
 
 
 @contextlib.contextmanager

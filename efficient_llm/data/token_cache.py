@@ -8,14 +8,11 @@ are hashed when written and checked when opened.
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import pathlib
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -27,6 +24,7 @@ _FORMAT = 1
 _TOKENS = 'tokens.bin'
 _DOCUMENTS = 'documents.bin'
 _SUMMARY = 'summary.json'
+_CONTENTS = (_TOKENS, _DOCUMENTS)
 # Enough documents to keep a batch encoder busy, few enough to hold in memory.
 _BYTES_ENCODED_AT_ONCE = 4 << 20
 _SECS_BETWEEN_LOGS = 5.0
@@ -89,21 +87,12 @@ def open_or_build(
     ValueError: If a file cannot be read or the entry cannot be written.
   """
   folder = cache_dir / f'tokens-{key(files, options, encoder.fingerprint)}'
-  cache = _open(folder)
-  if cache is None:
-    with staging.staged(folder) as temporary:
-      _build(temporary, files, options, encoder, log)
-      # Another run may have put its own there meanwhile, and be reading it.
-      if folder.exists() and _open(folder) is None:
-        log(f'data: {str(folder)!r} is damaged and is replaced')
-        shutil.rmtree(folder)
-    cache = _open(folder)
-  if cache is None:
-    raise ValueError(
-      f'the token cache {str(folder)!r} must read back as it was written and '
-      'does not; check the disk or set data.cache_dir.'
-    )
-  return cache
+  return staging.open_or_build(
+    folder,
+    open_entry=_open,
+    build=lambda temporary: _build(temporary, files, options, encoder, log),
+    log=log,
+  )
 
 
 def key(
@@ -115,7 +104,7 @@ def key(
     for file in files
   ]
   settings = [_FORMAT, listing, dataclasses.astuple(options), parts]
-  return _digest([json.dumps(settings).encode()])
+  return staging.digest([json.dumps(settings).encode()])
 
 
 def _build(
@@ -146,7 +135,7 @@ def _build(
     'dtype': np.dtype(dtype).name,
     'num_invalid_utf8': num_invalid_utf8,
   }
-  summary['hash'] = _digest_of(folder, summary)
+  summary['hash'] = staging.digest_of(folder, _CONTENTS, summary)
   (folder / _SUMMARY).write_text(json.dumps(summary, indent=2))
 
 
@@ -203,7 +192,7 @@ def _open(folder: pathlib.Path) -> TokenCache | None:
     try:
       summary = json.loads((folder / _SUMMARY).read_text())
       fingerprint = summary.pop('hash')
-      if fingerprint != _digest_of(folder, summary):
+      if fingerprint != staging.digest_of(folder, _CONTENTS, summary):
         return None
     except (FileNotFoundError, ValueError, AttributeError, KeyError):
       return None
@@ -223,27 +212,6 @@ def _open(folder: pathlib.Path) -> TokenCache | None:
     num_invalid_utf8=summary['num_invalid_utf8'],
     fingerprint=fingerprint,
   )
-
-
-def _digest_of(folder: pathlib.Path, summary: Mapping[str, Any]) -> str:
-  settings = json.dumps(summary, sort_keys=True).encode()
-  contents = (
-    chunk for name in (_TOKENS, _DOCUMENTS) for chunk in _chunks(folder / name)
-  )
-  return _digest(itertools.chain([settings], contents))
-
-
-def _chunks(path: pathlib.Path) -> Iterator[bytes]:
-  with path.open('rb') as file:
-    while chunk := file.read(_BYTES_ENCODED_AT_ONCE):
-      yield chunk
-
-
-def _digest(chunks: Iterable[bytes]) -> str:
-  digest = hashlib.blake2b(digest_size=16)
-  for chunk in chunks:
-    digest.update(chunk)
-  return digest.hexdigest()
 
 
 def _content_hash(document: bytes) -> int:

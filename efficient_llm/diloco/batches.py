@@ -1,4 +1,4 @@
-"""Text for islands: each has its own, and knows where it stands in it."""
+"""Data for islands: each has its own, and knows where it stands in it."""
 
 import contextlib
 from collections.abc import Mapping
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from efficient_llm.data import iterator, pipeline
+from efficient_llm.data import dataset as dataset_lib
+from efficient_llm.data import iterator
 from efficient_llm.diloco.schedule import Schedule
 
 
@@ -18,7 +19,7 @@ class IslandBatches(contextlib.AbstractContextManager):
   where it is, so every island sees each of its examples once.
 
   Args:
-    dataset: The text.
+    dataset: The data.
     schedule: Says who trains.
     num_islands: Of the whole run.
     local: The islands of this process.
@@ -27,7 +28,7 @@ class IslandBatches(contextlib.AbstractContextManager):
 
   def __init__(
     self,
-    dataset: pipeline.Dataset,
+    dataset: dataset_lib.Dataset,
     schedule: Schedule,
     *,
     num_islands: int,

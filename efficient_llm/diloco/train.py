@@ -47,9 +47,12 @@ def train(
   dataset, validation = datasets.open_both(
     config.data, cache_dir=workdir / 'cache'
   )
-  datasets.check_vocabulary(config.model, dataset.tokenizer)
+  datasets.check_vocabulary(config.model, dataset)
   prompts = samples.encode(
-    config.sample_prompts, dataset.tokenizer, config.model, config.sampling
+    config.sample_prompts,
+    datasets.tokenizer_of(dataset),
+    config.model,
+    config.sampling,
   )
   local, share = batch_layout.island_share(
     program.batch_sharding,

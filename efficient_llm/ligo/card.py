@@ -1,5 +1,6 @@
 """The growth card: what growing kept, cost and saved, for result and report."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -8,7 +9,6 @@ from typing import Any
 
 from efficient_llm.ligo import ledger
 from efficient_llm.ligo.config import LigoConfig
-from efficient_llm.models import transformer
 from efficient_llm.training import metrics, sections, trained_run
 
 FILE_NAME = 'growth.json'
@@ -30,9 +30,11 @@ def describe(
     probes: Trials of methods before it.
   """
   found = json.loads((workdir / FILE_NAME).read_bytes())
-  flops_per_token = transformer.flops_per_token(
-    config.model, num_tokens=config.data.sequence_length
+  # Of scratch, of trials and of learning an operator, in which no layer rests.
+  whole = dataclasses.replace(
+    config, resting_layers=(), sub_model_layers=None
   )
+  flops_per_token = whole.flops_per_token
   found['probes'] = list(probes)
   found['probe_tokens'] = sum(
     probe['tokens'] for probe in probes if not probe['chosen']
@@ -49,16 +51,16 @@ def describe(
   found['stage_flops'] = sum(map(_own_flops, stages))
   if stages:
     found['small_flops'] = stages[0]['growth']['small_flops']
-  shown: list[sections.Section] = [_table(found)]
+  shown: list[sections.Section] = [_table(found, config)]
   if probes:
     rows = [[probe[name] for name in _PROBE] for probe in probes]
     shown.append(
       sections.Table(
         'Trials of methods',
-        ('method', 'validation loss', 'tokens', 'seconds'),
+        ('method', 'validation loss', f'{_unit(config)}s', 'seconds'),
         rows,
         note='The lowest loss was chosen and is the beginning of the run; the '
-        "others' tokens count as the operator's.",
+        f"others' {_unit(config)}s count as the operator's.",
       )
     )
   if config.scratch:
@@ -88,7 +90,7 @@ def check_scratch(config: LigoConfig) -> None:
       f'scratch={config.scratch} must be of the large model, and has the sizes '
       f'{run.model.sizes}; choose another.'
     )
-  for name in ('sequence_length', 'tokenizer', 'objective'):
+  for name in ('sequence_length', 'tokenizer', 'objective', 'image_size'):
     ours, theirs = getattr(config.data, name), getattr(run.data, name)
     if ours != theirs:
       raise ValueError(
@@ -143,14 +145,19 @@ def _saving(
   }
 
 
-def _table(found: dict[str, Any]) -> sections.Table:
+def _unit(config: LigoConfig) -> str:
+  """What a loss is the mean of, and what counts as a token."""
+  return 'image' if config.model.reads_images else 'token'
+
+
+def _table(found: dict[str, Any], config: LigoConfig) -> sections.Table:
   reason = found['loss_of_function']
   rows = [
     ('method', found['method'], ''),
     ('keeps the function', 'no' if reason else 'yes', reason or ''),
     (
       'largest difference of logits',
-      found.get('function_error', 'no validation text'),
+      found.get('function_error', 'no validation data'),
       'share of the largest logit',
     ),
     ('steps of the operator', found['operator_steps'], ''),
@@ -166,7 +173,9 @@ def _table(found: dict[str, Any]) -> sections.Table:
     ('grown_loss', 'grown'),
   ):
     if name in found:
-      rows.append((f'validation loss: {what}', found[name], 'nats a token'))
+      rows.append(
+        (f'validation loss: {what}', found[name], f'nats a {_unit(config)}')
+      )
   return sections.Table('Growth card', ('what', 'value', 'unit or note'), rows)
 
 

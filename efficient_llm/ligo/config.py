@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import typing
-from efficient_llm.models import transformer
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training.config import PretrainConfig
 
@@ -276,14 +275,15 @@ class LigoConfig(PretrainConfig):
     if top is None:
       return super().flops_per_token
     found = [
-      transformer.flops_per_token(
-        dataclasses.replace(self.model, num_layers=length),
-        num_tokens=self.data.sequence_length,
-        num_resting=length - top,
+      dataclasses.replace(
+        self,
+        model=dataclasses.replace(self.model, num_layers=length),
+        sub_model_layers=None,
+        resting_layers=tuple(range(length - top)),
       )
       for length in self.sub_model_lengths
     ]
-    return sum(found) / len(found)
+    return sum(one.flops_per_token for one in found) / len(found)
 
   @property
   def sub_model_lengths(self) -> range:

@@ -61,7 +61,7 @@ def loss(
       hidden[name] = transformer.apply(
         model,
         own,
-        batch['tokens'],
+        objectives.inputs_of(model, batch),
         positions_BT=batch.get('positions'),
         segment_ids_BT=batch.get('segment_ids'),
         with_logits=False,
@@ -140,10 +140,9 @@ def flops(config: LigoConfig, small: TransformerConfig) -> float:
   if not config.inherit.weight:
     return 0.0
   steps = taught_steps(config.inherit, num_steps=config.loop.num_steps)
-  num_tokens = config.data.sequence_length
-  tokens = steps * config.data.batch_size * num_tokens
+  of_small = dataclasses.replace(config, model=small)
   # A forward pass is a third of a training step.
-  return tokens * transformer.flops_per_token(small, num_tokens=num_tokens) / 3
+  return steps * config.tokens_per_step * of_small.flops_per_token / 3
 
 
 def make_step(

@@ -25,8 +25,15 @@ _FOLLOWS = {
   'embed.norm_bias': 'embed.out',
   'embed.head': 'embed.out',
   'embed.head_bias': 'embed.out',
+  'embed.gain': 'embed.out',
   'mlp.read': 'mlp.out',
   'value.read': 'value.out',
+  'query.read': 'query.out',
+  'mix_logits.out': 'query.out',
+  'mix_logits.read': 'query.out',
+  'mix_weights.out': 'query.out',
+  'class_mlp.read': 'class_mlp.out',
+  'class_value.read': 'class_value.out',
 }
 
 # (state, batch, small params) -> (state, metrics), donating the state.

@@ -186,6 +186,8 @@ def loss_of_function(
     return 'no norm of its own stands before the tied head'
   if method.width == 'average' and small.mlm_head:
     return 'the head averages before its activation'
+  if method.width == 'average' and small.layer_scale is not None:
+    return 'a mean is taken before the gains of its places'
   if method.width == 'copy':
     if large.embed_dim % small.embed_dim or method.copies == 'random':
       return 'norms see units by how often they are copied'

@@ -26,15 +26,10 @@ from efficient_llm import typing
 from efficient_llm.models import transformer
 
 # Axes along which nothing grows.
-_FIXED = ('vocab', 'positions', 'token_types', 'head_dim')
-# What an axis may take; see `map_name`.
-MAPS = (
-  'embed.out',
-  'embed.read',
-  'embed.norm',
-  'embed.norm_bias',
-  'embed.head',
-  'embed.head_bias',
+_FIXED = ('vocab', 'positions', 'token_types', 'pixels', 'head_dim')
+# What stands in layers of the class token has maps of its own, named so.
+CLASS_PREFIX = 'class_'
+_INSIDE_LAYERS = (
   'mlp.out',
   'mlp.read',
   'query.out',
@@ -42,6 +37,28 @@ MAPS = (
   'value.out',
   'value.read',
 )
+# What an axis may take; see `leaf_maps`.
+MAPS = (
+  'embed.out',
+  'embed.read',
+  'embed.norm',
+  'embed.norm_bias',
+  'embed.head',
+  'embed.head_bias',
+  'embed.gain',
+  *_INSIDE_LAYERS,
+  'query.read',
+  'mix_logits.out',
+  'mix_logits.read',
+  'mix_weights.out',
+  *(f'{CLASS_PREFIX}{name}' for name in _INSIDE_LAYERS),
+)
+# Whose heads a module reads: those that it is multiplied with or made of.
+_HEADS_READ = {
+  'out': 'value',
+  'mix_logits': 'query',
+  'mix_weights': 'mix_logits',
+}
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +71,8 @@ class Term:
       in layers alone, where every large layer has its own. An axis without one
       keeps its size. Heads may be mapped with their insides: [N H, N H].
     depth: [layers of the large, of the small] by module ('query', 'down' …);
-      empty where the number of layers stays.
+      empty where the number of layers stays. Layers of the class token, which
+      are a stack of their own, keep theirs.
   """
 
   width: Mapping[str, jax.Array]
@@ -186,32 +204,28 @@ def _maps_of(
 ) -> tuple[str | None, ...]:
   """The map of each axis of a leaf."""
   before = [None] * len(axes.stack)
-  reads = [_map_name(config, keys, name, 'read') for name in axes.inputs]
-  writes = [_map_name(config, keys, name, 'out') for name in axes.outputs]
+
+  def name_of(axis: str, role: str) -> str | None:
+    if axis in _FIXED:
+      return None
+    if axis == 'embed':
+      return _embed_map(config, keys, role)
+    if axis in ('heads', 'kv_heads'):
+      axis = _HEADS_READ[keys[-2]] if role == 'read' else keys[-2]
+    prefix = CLASS_PREFIX if axes.stack == ('class_layers',) else ''
+    return f'{prefix}{axis}.{role}'
+
+  reads = [name_of(axis, 'read') for axis in axes.inputs]
+  writes = [name_of(axis, 'out') for axis in axes.outputs]
   return (*before, *reads, *writes)
-
-
-def _map_name(
-  config: transformer.TransformerConfig,
-  keys: Sequence[str],
-  axis: str,
-  role: str,
-) -> str | None:
-  if axis in _FIXED:
-    return None
-  if axis == 'embed':
-    return _embed_map(config, keys, role)
-  if axis in ('heads', 'kv_heads'):
-    # Only the output matrix reads heads, and it reads values.
-    module = 'value' if role == 'read' else keys[-2]
-    return f'{module}.{role}'
-  return f'{axis}.{role}'
 
 
 def _embed_map(
   config: transformer.TransformerConfig, keys: Sequence[str], role: str
 ) -> str:
   module, kind = keys[-2:]
+  if module.endswith('gain'):
+    return 'embed.gain'
   if role == 'read' or not module.endswith('norm'):
     return f'embed.{role}'
   # A tied table cannot be mapped as a matrix that reads: the norm before it is.
@@ -244,7 +258,7 @@ def _apply(
     head_dim = leaf.shape[joined + 1]
     leaf = leaf.reshape(*leaf.shape[:joined], -1, *leaf.shape[joined + 2 :])
     del matrices[joined + 1]
-  if axes.stack and module in term.depth:
+  if axes.stack == ('layers',) and module in term.depth:
     matrices[0] = term.depth[module]
   small = [chr(ord('a') + i) for i in range(leaf.ndim)]
   large = [

@@ -16,6 +16,7 @@ _FREE = (
   'mlp_dim',
   'norm_epsilon',
   'init_std',
+  'layer_scale',
   'dtype',
   'remat',
   'scan_unroll',
@@ -41,6 +42,11 @@ def check(small: TransformerConfig, large: TransformerConfig) -> None:
         f'model.{field.name} must be {ours!r}, as in the small model, is '
         f'{theirs!r}; models of another kind cannot grow into each other.'
       )
+  if (small.layer_scale is None) != (large.layer_scale is None):
+    raise ValueError(
+      f'model.layer_scale must be {small.layer_scale}, as in the small model, '
+      f'or another number if that is one; is {large.layer_scale}.'
+    )
   if small.sizes['head_dim'] != large.sizes['head_dim']:
     raise ValueError(
       f'The size of a head must stay {small.sizes["head_dim"]}, is '

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
-from efficient_llm.data import pipeline
+from efficient_llm.data import dataset as dataset_lib
+from efficient_llm.data import images, pipeline
 from efficient_llm.ligo import (
   card,
   inheritance,
@@ -226,38 +227,45 @@ class Stage:
         )['loss']
       batch = validation.batch_at(0)
       found['function_error'] = self._function_error(
-        small_params, grown['grown'], batch['tokens'][:1]
+        small_params,
+        grown['grown'],
+        objectives.inputs_of(config.model, batch)[:1],
       )
     if jax.process_index() == 0:
       path = self._workdir / card.FILE_NAME
       strict_json.write_atomically(path, strict_json.to_json(found, indent=2))
 
   def _function_error(
-    self, small_params: typing.Params, grown: typing.Params, tokens_BT: Any
+    self, small_params: typing.Params, grown: typing.Params, inputs: Any
   ) -> float:
     """Largest difference of logits, as a share of the largest one."""
     config, small = self._config, self._small
 
     @jax.jit
-    def error(small_params: Any, grown: Any, tokens_BT: Any) -> jax.Array:
-      theirs = transformer.apply(small.model, small_params, tokens_BT).logits
-      ours = transformer.apply(config.model, grown, tokens_BT).logits
+    def error(small_params: Any, grown: Any, inputs: Any) -> jax.Array:
+      theirs = transformer.apply(small.model, small_params, inputs).logits
+      ours = transformer.apply(config.model, grown, inputs).logits
       assert ours is not None
       assert theirs is not None
       return abs(ours - theirs).max() / abs(theirs).max()
 
-    return float(error(small_params, grown, tokens_BT))
+    return float(error(small_params, grown, inputs))
 
   def _open(
     self, data: pipeline.DataConfig
-  ) -> tuple[pipeline.Dataset, pipeline.Dataset | None]:
+  ) -> tuple[dataset_lib.Dataset, dataset_lib.Dataset | None]:
     found = datasets.open_both(data, cache_dir=self._workdir / 'cache')
-    ours = found[0].tokenizer.fingerprint
-    theirs = self._small.tokenizer['fingerprint']
-    if ours != theirs:
+    vocabulary = found[0].vocabulary
+    theirs = self._small.tokenizer
+    if vocabulary.fingerprint == theirs['fingerprint']:
+      return found
+    if isinstance(vocabulary, images.Classes):
       raise ValueError(
-        f'data.tokenizer={data.tokenizer!r} must be that of the small model, '
-        f'{self._small.tokenizer["name"]!r}, and has other tokens; set it, or '
-        'data.path to the text that it was made from.'
+        f'data.path={data.path!r} must have the classes of the small model, '
+        f'{theirs.get("classes")}, and has {list(vocabulary.names)}; set it.'
       )
-    return found
+    raise ValueError(
+      f'data.tokenizer={data.tokenizer!r} must be that of the small model, '
+      f'{theirs["name"]!r}, and has other tokens; set it, or data.path to the '
+      'text that it was made from.'
+    )

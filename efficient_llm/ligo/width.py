@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_llm.ligo import pair
+from efficient_llm.ligo import operator, pair
 from efficient_llm.ligo.config import MethodConfig
 from efficient_llm.models.config import TransformerConfig
 
@@ -23,6 +23,15 @@ _AXIS_OF = {
   'key.out': 'kv_heads',
   'value.out': 'kv_heads',
   'value.read': 'heads',
+  'query.read': 'heads',
+  'mix_logits.out': 'heads',
+  'mix_logits.read': 'heads',
+  'mix_weights.out': 'heads',
+}
+_AXIS_OF |= {
+  f'{operator.CLASS_PREFIX}{name}': axis
+  for name, axis in _AXIS_OF.items()
+  if axis != 'embed'
 }
 
 
@@ -130,7 +139,7 @@ def is_free(
   free, closed = np.zeros(shape, bool), np.zeros(shape, bool)
   for i, axis in _along(axes, names):
     reads_rest = names[i] == 'embed.read'
-    is_unread = names[i] in ('mlp.out', 'query.out', 'key.out', 'value.out')
+    is_unread = names[i] != 'embed.out' and str(names[i]).endswith('.out')
     where = _on_axis(axis.is_new, i, shape)
     if axis.sources is None and (reads_rest or is_unread):
       free |= where
@@ -211,13 +220,14 @@ def _product(kv_heads: Grown, group: Grown) -> Grown:
 
 
 def _norm_maps(axis: Grown) -> dict[str, np.ndarray]:
-  """Of norms over the residual stream, and of the one before a tied head."""
+  """Of norms and gains on the residual stream, and of what a head reads."""
   if axis.kind in ('copy', 'mix'):
     return {
       'embed.norm': axis.out,
       'embed.norm_bias': axis.out,
       'embed.head': axis.read,
       'embed.head_bias': axis.read,
+      'embed.gain': axis.out,
     }
   num_large, num_small = axis.out.shape
   # Where new places are at rest, the variance is that much smaller; a new
@@ -225,12 +235,15 @@ def _norm_maps(axis: Grown) -> dict[str, np.ndarray]:
   at_rest = axis.kind != 'fresh'
   factor = (num_small / num_large) ** 0.5 if at_rest else 1.0
   old = np.eye(num_large, num_small)
-  scale = factor * np.where(axis.is_new[:, None], 1 / num_small, old)
+  # Gains of new places too, as at zero nothing would ever come to them.
+  mean = np.where(axis.is_new[:, None], 1 / num_small, old)
+  scale = factor * mean
   return {
     'embed.norm': scale,
     'embed.norm_bias': old,
     'embed.head': scale,
     'embed.head_bias': old,
+    'embed.gain': mean,
   }
 
 

@@ -5,6 +5,7 @@ A few tokens behind a cache are the kernel's of `kernels.tree_attention`.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal, cast
 
 import jax
@@ -184,6 +185,42 @@ def _xla(
       )
       parts.append(part)
     return jnp.concatenate(parts, axis=1)
+
+
+def talk(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  *,
+  mix_logits: Callable[[jax.Array], jax.Array],
+  mix_weights: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """Attention of all to all whose heads are mixed before and after the softmax.
+
+  Logits of all heads exist at once, so no kernel of `attend` can do it.
+
+  Args:
+    q_BTNH: Queries; N is a multiple of K.
+    k_BSKH: Keys.
+    v_BSKH: Values.
+    mix_logits: Of [B, N, T, S], before the softmax.
+    mix_weights: Of the same, after it.
+  Source: Shazeer et al. 2020, talking-heads attention, arXiv:2003.02436, as in
+  Touvron et al. 2021, arXiv:2103.17239.
+  """
+  group = q_BTNH.shape[2] // k_BSKH.shape[2]
+  if group > 1:
+    k_BSKH, v_BSKH = (jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
+  logits_BNTS = jnp.einsum(
+    'BTNH,BSNH->BNTS',
+    q_BTNH * q_BTNH.shape[-1] ** -0.5,
+    k_BSKH,
+    preferred_element_type=jnp.float32,
+  )
+  weights_BNTS = mix_weights(jax.nn.softmax(mix_logits(logits_BNTS), axis=-1))
+  return jnp.einsum(
+    'BNTS,BSNH->BTNH', weights_BNTS.astype(v_BSKH.dtype), v_BSKH
+  )
 
 
 def _fits_splash(mask: Mask, num_queries: int) -> bool:

@@ -7,10 +7,15 @@ from typing import Literal
 from efficient_llm import typing
 from efficient_llm.models import attention
 
+_DEFAULT_POSITIONS = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
   """Settings of the stack; the defaults are a small Llama.
+
+  With `patch_size` the model reads images: patches stand in place of tokens and
+  classes in place of the vocabulary.
 
   Attributes:
     num_layers: 0 leaves tables, final norm and head, where training begins that
@@ -19,6 +24,7 @@ class TransformerConfig:
     head_dim: Size of a head, embed_dim / num_heads where None.
     mlp_dim: Hidden size of the MLP; 4 x embed_dim (8/3 x gated) where None.
     max_positions: Longest sequence; rows of the table of learned positions.
+      Images have a position for each patch instead.
     causal: Whether a token sees only its past (False: BERT).
     norm_placement: 'pre' ends with a final norm, 'post' begins with one.
     bias: Biases of the attention output and the MLP.
@@ -28,13 +34,21 @@ class TransformerConfig:
     head_bias: Bias on the vocabulary (BERT, RoBERTa).
     init_std: Standard deviation of all weights; where None 0.02 for tables and
       1 / sqrt(fan-in) for matrices. What a pre-norm layer adds to its residual
-      stream starts smaller by `residual_scale`.
+      stream starts smaller by `residual_scale`, but not in models of images.
     dtype: Type of activations; weights stay float32.
     remat: What the backward pass recomputes: 'none', 'dots' (all but matrix
       products) or 'full' (every layer from its input).
     scan_unroll: Layers per iteration of the layer scan.
     attention_implementation: 'xla', 'cudnn', 'splash', 'pallas_tpu',
       'pallas_gpu'; 'auto' by platform.
+    patch_size: Pixels along the side of a square patch; None for text.
+    image_size: Pixels along the side of a square image.
+    image_channels: Colours of a pixel.
+    class_layers: Layers behind the others in which a class token alone reads
+      the patches (CaiT); 0 puts it before the first patch (ViT, DeiT).
+    layer_scale: Where the gains begin with which a layer's outputs are
+      multiplied before they are added; None for no gains.
+    talking_heads: Whether heads are mixed before and after the softmax.
   """
 
   vocab_size: int = 320
@@ -44,7 +58,7 @@ class TransformerConfig:
   num_kv_heads: int | None = None
   head_dim: int | None = None
   mlp_dim: int | None = None
-  max_positions: int = 1024
+  max_positions: int = _DEFAULT_POSITIONS
   causal: bool = True
   norm: Literal['rms', 'layer'] = 'rms'
   norm_placement: Literal['pre', 'post'] = 'pre'
@@ -65,6 +79,24 @@ class TransformerConfig:
   remat: Literal['none', 'dots', 'full'] = 'none'
   scan_unroll: int = 1
   attention_implementation: attention.Implementation = 'auto'
+  patch_size: int | None = None
+  image_size: int | None = None
+  image_channels: int = 3
+  class_layers: int = 0
+  layer_scale: float | None = None
+  talking_heads: bool = False
+
+  @property
+  def reads_images(self) -> bool:
+    """Whether inputs are images, and outputs their classes."""
+    return self.patch_size is not None
+
+  @property
+  def num_patches(self) -> int:
+    """Patches of an image; 0 for text."""
+    if self.patch_size is None or self.image_size is None:
+      return 0
+    return (self.image_size // self.patch_size) ** 2
 
   @functools.cached_property
   def sizes(self) -> dict[str, int]:
@@ -72,7 +104,7 @@ class TransformerConfig:
     default_mlp = 4 * self.embed_dim
     if self.gated:
       default_mlp = -(-8 * self.embed_dim // 3 // 32) * 32
-    return {
+    sizes = {
       'vocab': self.vocab_size,
       'embed': self.embed_dim,
       'mlp': self.mlp_dim or default_mlp,
@@ -83,11 +115,19 @@ class TransformerConfig:
       'token_types': self.num_token_types,
       'layers': self.num_layers,
     }
+    if self.patch_size is None:
+      return sizes
+    return sizes | {
+      'pixels': self.patch_size**2 * self.image_channels,
+      # A class token before the patches has a position too.
+      'positions': self.num_patches + (not self.class_layers),
+      'class_layers': self.class_layers,
+    }
 
   @property
   def residual_scale(self) -> float:
     """Keeps a pre-norm residual stream's variance independent of depth."""
-    if self.norm_placement == 'post':
+    if self.norm_placement == 'post' or self.reads_images:
       return 1.0
     return (2 * max(self.num_layers, 1)) ** -0.5
 
@@ -97,15 +137,16 @@ class TransformerConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'model.{name}={value} must be at least 1.')
-    for name in ('norm_epsilon', 'rotary_base', 'init_std'):
+    for name in ('norm_epsilon', 'rotary_base', 'init_std', 'layer_scale'):
       value = getattr(self, name)
       if value is not None and not 0 < value < float('inf'):
         raise ValueError(f'model.{name}={value} must be positive.')
-    for name in ('num_layers', 'num_token_types'):
+    for name in ('num_layers', 'num_token_types', 'class_layers'):
       if getattr(self, name) < 0:
         raise ValueError(
           f'model.{name}={getattr(self, name)} must be 0 or more.'
         )
+    self._check_kind()
     if self.head_dim is None and self.embed_dim % self.num_heads:
       raise ValueError(
         f'model.embed_dim={self.embed_dim} must be divisible by '
@@ -122,7 +163,51 @@ class TransformerConfig:
         f'{self.sizes["head_dim"]}; set model.head_dim.'
       )
 
+  def _check_kind(self) -> None:
+    """Refuses settings of text in a model of images, and the other way."""
+    if self.patch_size is None:
+      for name, default in _OF_IMAGES.items():
+        if getattr(self, name) != default:
+          raise ValueError(
+            f'model.{name}={getattr(self, name)} is for images, which need '
+            'model.patch_size; set that, or leave it out.'
+          )
+      return
+    if self.image_size is None or self.image_size % self.patch_size:
+      raise ValueError(
+        f'model.image_size={self.image_size} must be divisible by '
+        f'model.patch_size={self.patch_size}; change one of them.'
+      )
+    for name, wanted in _WITH_IMAGES.items():
+      if getattr(self, name) != wanted:
+        raise ValueError(
+          f'model.{name}={getattr(self, name)} is for text; with '
+          f'model.patch_size={self.patch_size} set it to {wanted}.'
+        )
+    if self.max_positions != _DEFAULT_POSITIONS:
+      raise ValueError(
+        f'model.max_positions={self.max_positions} is for text; images have a '
+        'position for each patch, so leave it out.'
+      )
 
+
+# What only images have, and what it is for text.
+_OF_IMAGES = {
+  'image_size': None,
+  'image_channels': 3,
+  'class_layers': 0,
+  # Masked weights would come back when heads are mixed after the softmax.
+  'talking_heads': False,
+}
+# What images need of the settings of text.
+_WITH_IMAGES = {
+  'causal': False,
+  'norm_placement': 'pre',
+  'positions': 'learned',
+  'tie_embeddings': False,
+  'num_token_types': 0,
+  'mlm_head': False,
+}
 _COUNTS = (
   'vocab_size',
   'embed_dim',
@@ -132,4 +217,7 @@ _COUNTS = (
   'mlp_dim',
   'max_positions',
   'scan_unroll',
+  'patch_size',
+  'image_size',
+  'image_channels',
 )

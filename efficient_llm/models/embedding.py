@@ -74,19 +74,19 @@ class Head(nnx.Module):
         rngs, config.sizes, outputs=('vocab',), fill=0.0
       )
 
-  def __call__(self, hidden_BTD: Array, table_VD: Array) -> Array:
+  def __call__(self, hidden_BTD: Array, table_VD: Array | None) -> Array:
     if hasattr(self, 'transform'):
       activation = layers.ACTIVATIONS[self.activation]
       hidden_BTD = self.norm(activation(self.transform(hidden_BTD)))
-    table_VD = table_VD.astype(self.dtype)
     product = {'preferred_element_type': jnp.float32}
-    if hasattr(self, 'kernel'):
+    if table_VD is None:
       kernel_DV = self.kernel[...].astype(self.dtype)
       logits = jnp.dot(hidden_BTD, kernel_DV, **product)
     elif math.prod(hidden_BTD.shape[:-1]) < _FEW_ROWS:
+      table_VD = table_VD.astype(self.dtype)
       logits = projection.by_rows(table_VD, hidden_BTD, **product)
     else:
-      logits = jnp.dot(hidden_BTD, table_VD.T, **product)
+      logits = jnp.dot(hidden_BTD, table_VD.astype(self.dtype).T, **product)
     if hasattr(self, 'bias'):
       logits += self.bias[...]
     return sharding.constrain(

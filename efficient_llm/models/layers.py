@@ -1,4 +1,4 @@
-"""Layers of the one stack: norms, rotary positions, attention block, MLP.
+"""Parts of the one stack's layers: norms, rotary positions, attention.
 
 Flax NNX modules that hold float32 weights and compute in the configured dtype.
 Every weight carries its LogicalAxes as variable metadata.
@@ -160,6 +160,22 @@ def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
   return jnp.concatenate(rotated, -1).astype(x_BTNH.dtype)
 
 
+class Mix(nnx.Module):
+  """Linear over heads, of what every head has for every pair of places."""
+
+  def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
+    heads = ('heads',)
+    self.kernel = weight(
+      rngs, config.sizes, inputs=heads, outputs=heads, std=config.init_std
+    )
+    self.bias = weight(rngs, config.sizes, outputs=heads, fill=0.0)
+
+  def __call__(self, x_BNTS: jax.Array) -> jax.Array:
+    kernel_NM = self.kernel[...].astype(x_BNTS.dtype)
+    mixed_BMTS = jnp.einsum('BNTS,NM->BMTS', x_BNTS, kernel_NM)
+    return mixed_BMTS + self.bias[...].astype(x_BNTS.dtype)[:, None, None]
+
+
 class Attention(nnx.Module):
   """Multi-head attention with grouped key/value heads."""
 
@@ -191,6 +207,9 @@ class Attention(nnx.Module):
     if self.qk_norm:
       self.query_norm = Norm(config, rngs=rngs, axis='head_dim')
       self.key_norm = Norm(config, rngs=rngs, axis='head_dim')
+    if config.talking_heads:
+      self.mix_logits = Mix(config, rngs=rngs)
+      self.mix_weights = Mix(config, rngs=rngs)
 
   def __call__(
     self,
@@ -209,10 +228,39 @@ class Attention(nnx.Module):
     if cache is not None:
       cache = cache.append(k_BTKH, v_BTKH, layer=layer)
       k_BTKH, v_BTKH = cache.layer(layer)
-    y_BTNH = attention.attend(
-      q_BTNH, k_BTKH, v_BTKH, mask=mask, implementation=self.implementation
-    )
+    if hasattr(self, 'mix_logits'):
+      y_BTNH = attention.talk(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        mix_logits=self.mix_logits,
+        mix_weights=self.mix_weights,
+      )
+    else:
+      y_BTNH = attention.attend(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask, implementation=self.implementation
+      )
     return self.out(y_BTNH), cache
+
+  def read(self, x_BTD: jax.Array, source_BSD: jax.Array) -> jax.Array:
+    """What places read of others, all of them; heads are not mixed.
+
+    Args:
+      x_BTD: Who asks.
+      source_BSD: Who is asked.
+    """
+    (q_BTNH,) = project_all(x_BTD, self.query)
+    k_BSKH, v_BSKH = project_all(source_BSD, self.key, self.value)
+    if self.qk_norm:
+      q_BTNH, k_BSKH = self.query_norm(q_BTNH), self.key_norm(k_BSKH)
+    y_BTNH = attention.attend(
+      q_BTNH,
+      k_BSKH,
+      v_BSKH,
+      mask=attention.Mask(causal=False),
+      implementation='xla',
+    )
+    return self.out(y_BTNH)
 
   def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries, keys and values, positions not yet applied."""
@@ -222,64 +270,3 @@ class Attention(nnx.Module):
     if self.qk_norm:
       q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
     return q_BTNH, k_BTKH, v_BTKH
-
-
-class MLP(nnx.Module):
-  """Two matrices and an activation, optionally gated (GLU)."""
-
-  def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
-    self.activation = config.activation
-
-    def expand() -> Linear:
-      return Linear(
-        config,
-        rngs=rngs,
-        inputs=('embed',),
-        outputs=('mlp',),
-        bias=config.bias,
-      )
-
-    self.up = expand()
-    if config.gated:
-      self.gate = expand()
-    self.down = Linear(
-      config,
-      rngs=rngs,
-      inputs=('mlp',),
-      outputs=('embed',),
-      bias=config.bias,
-      scale=config.residual_scale,
-    )
-
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    activation = ACTIVATIONS[self.activation]
-    if hasattr(self, 'gate'):
-      up_BTF, gate_BTF = project_all(x_BTD, self.up, self.gate)
-      hidden_BTF = activation(gate_BTF) * up_BTF
-    else:
-      hidden_BTF = activation(self.up(x_BTD))
-    hidden_BTF = sharding.constrain(hidden_BTF, ('batch', None, 'mlp'))
-    return self.down(hidden_BTF)
-
-
-class Block(nnx.Module):
-  """One layer: attention and MLP, each with its norm and residual."""
-
-  def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
-    self.post_norm = config.norm_placement == 'post'
-    self.attention_norm = Norm(config, rngs=rngs)
-    self.attention = Attention(config, rngs=rngs)
-    self.mlp_norm = Norm(config, rngs=rngs)
-    self.mlp = MLP(config, rngs=rngs)
-
-  def __call__(
-    self, x_BTD: jax.Array, **attention_inputs: Any
-  ) -> tuple[jax.Array, kv_cache.KVCache | None]:
-    h_BTD = x_BTD if self.post_norm else self.attention_norm(x_BTD)
-    h_BTD, cache = self.attention(h_BTD, **attention_inputs)
-    x_BTD = x_BTD + h_BTD
-    if self.post_norm:
-      x_BTD = self.attention_norm(x_BTD)
-      return self.mlp_norm(x_BTD + self.mlp(x_BTD)), cache
-    x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
-    return sharding.constrain(x_BTD, ('batch', None, None)), cache

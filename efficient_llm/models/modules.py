@@ -11,15 +11,19 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from efficient_llm.models import embedding, layers
+from efficient_llm.models import block, embedding, layers, vision
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.typing import Array, Params
 
-Kind = Literal['embedding', 'block', 'norm', 'head']
+Kind = Literal[
+  'embedding', 'image_embedding', 'block', 'class_block', 'norm', 'head'
+]
 
 _MODULES = {
   'embedding': embedding.Embedding,
-  'block': layers.Block,
+  'image_embedding': vision.Embedding,
+  'block': block.Block,
+  'class_block': vision.ClassBlock,
   'norm': layers.Norm,
   'head': embedding.Head,
 }

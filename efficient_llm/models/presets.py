@@ -52,6 +52,27 @@ _QWEN3 = TransformerConfig(
   head_dim=128,
 )
 
+_VIT = TransformerConfig(
+  vocab_size=1000,
+  causal=False,
+  norm='layer',
+  norm_epsilon=1e-6,
+  positions='learned',
+  activation='gelu',
+  gated=False,
+  bias=True,
+  qkv_bias=True,
+  tie_embeddings=False,
+  head_bias=True,
+  init_std=0.02,
+  patch_size=16,
+  image_size=224,
+)
+
+_CAIT = dataclasses.replace(
+  _VIT, class_layers=2, talking_heads=True, layer_scale=1e-5
+)
+
 
 def _with(base: TransformerConfig, **changes: object) -> TransformerConfig:
   return dataclasses.replace(base, **changes)
@@ -118,6 +139,22 @@ PRESETS: dict[str, TransformerConfig] = {
   'qwen3_1_7b': _with(
     _QWEN3, **_shape(28, 2048, 16, num_kv_heads=8, mlp_dim=6144)
   ),
+  # For scikit-learn's digits; not of a paper.
+  'cait_digits': _with(
+    _CAIT,
+    **_shape(4, 64, 4, vocab_size=10, scan_unroll=4),
+    patch_size=2,
+    image_size=8,
+    image_channels=1,
+    layer_scale=0.1,
+    init_std=None,
+  ),
+  # Touvron et al. 2021: DeiT's table 1, without distillation, and CaiT's table
+  # 3, whose layers behind the 24 are the class token's.
+  'deit_small': _with(_VIT, **_shape(12, 384, 6)),
+  'deit_base': _with(_VIT, **_shape(12, 768, 12)),
+  'cait_xs24': _with(_CAIT, **_shape(24, 288, 6)),
+  'cait_s24': _with(_CAIT, **_shape(24, 384, 8)),
 }
 
 

@@ -1,4 +1,4 @@
-"""The one stack: GPT-2, BERT, RoBERTa, Llama and Qwen are settings of it.
+"""The one stack: GPT-2, BERT, RoBERTa, Llama, Qwen, DeiT and CaiT are settings.
 
 Flax NNX lives behind four functions; everybody else sees nested dicts:
 `init`, `logical_axes`, `apply` and `unembed`.
@@ -9,6 +9,7 @@ Over 300 lines: what the stack costs is counted beside it.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from efficient_llm import typing
 from efficient_llm.models import attention, kv_cache, layers, modules
 from efficient_llm.models.config import TransformerConfig
-from efficient_llm.typing import Array, Bool, Float, Int, Params
+from efficient_llm.typing import Array, Bool, Float, Int, Params, UInt8
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +27,8 @@ class Output:
   """What a forward pass gives.
 
   Attributes:
-    logits: [B, T, V] float32, or None where not asked for.
+    logits: [B, T, V] float32, or None where not asked for. Images have T = 1,
+      the class token.
     hidden: [B, T, D], what the head reads (after the final norm).
     cache: The KV cache with the new tokens written and counted, or None.
   """
@@ -47,13 +49,15 @@ def init(config: TransformerConfig, key: Array) -> Params:
   """
   config.validate()
   embedding_key, layers_key, head_key = jax.random.split(key, 3)
-  make_block = functools.partial(modules.make, 'block', config)
   params = {
-    'embedding': modules.make('embedding', config, embedding_key),
-    'layers': jax.vmap(make_block)(
-      jax.random.split(layers_key, config.num_layers)
-    ),
+    'embedding': modules.make(_embedding(config), config, embedding_key)
   }
+  for name, (block, num_layers) in _stacks(config).items():
+    make_block = functools.partial(modules.make, block, config)
+    params[name] = jax.vmap(make_block)(
+      jax.random.split(layers_key, num_layers)
+    )
+    layers_key = jax.random.fold_in(layers_key, num_layers)
   if config.norm_placement == 'pre':
     params['final_norm'] = modules.make('norm', config, head_key)
   # A tied head without transform or bias has no parameters of its own.
@@ -64,17 +68,31 @@ def init(config: TransformerConfig, key: Array) -> Params:
 
 def logical_axes(config: TransformerConfig) -> dict[str, Any]:
   """A LogicalAxes for every parameter, in the same tree as `init`."""
-  axes = {
-    'embedding': modules.logical_axes('embedding', config),
-    'layers': jax.tree.map(
-      lambda leaf: leaf.stacked('layers'), modules.logical_axes('block', config)
-    ),
-  }
+  axes = {'embedding': modules.logical_axes(_embedding(config), config)}
+  for name, (block, _) in _stacks(config).items():
+    axes[name] = jax.tree.map(
+      lambda leaf, name=name: leaf.stacked(name),
+      modules.logical_axes(block, config),
+    )
   if config.norm_placement == 'pre':
     axes['final_norm'] = modules.logical_axes('norm', config)
   if head := modules.logical_axes('head', config):
     axes['head'] = head
   return axes
+
+
+def _embedding(config: TransformerConfig) -> modules.Kind:
+  return 'image_embedding' if config.reads_images else 'embedding'
+
+
+def _stacks(config: TransformerConfig) -> dict[str, tuple[modules.Kind, int]]:
+  """What is stacked along an axis of the same name: modules and how many."""
+  stacks: dict[str, tuple[modules.Kind, int]] = {
+    'layers': ('block', config.num_layers)
+  }
+  if config.class_layers:
+    stacks['class_layers'] = ('class_block', config.class_layers)
+  return stacks
 
 
 def abstract_params(config: TransformerConfig) -> Params:
@@ -104,7 +122,7 @@ def unstack_layers(params: Params) -> Params:
 def apply(
   config: TransformerConfig,
   params: Any,
-  tokens_BT: Int[Array, 'B T'],
+  inputs: Int[Array, 'B T'] | UInt8[Array, 'B Y X C'] | Float[Array, 'B Y X C'],
   *,
   positions_BT: Int[Array, 'B T'] | None = None,
   segment_ids_BT: Int[Array, 'B T'] | None = None,
@@ -121,7 +139,7 @@ def apply(
     config: The model.
     params: From `init` (or `unstack_layers`); without a cache, 'layers' may be
       a `modules.LayerSource`.
-    tokens_BT: Token ids.
+    inputs: Token ids; or images, whose pixels are bytes or in their range.
     positions_BT: Position of each token; by default its index, counted from the
       cache's length where there is a cache.
     segment_ids_BT: Packed document of each token, 0 for padding.
@@ -139,6 +157,17 @@ def apply(
     ValueError: If T exceeds the model's positions or the cache's capacity, or
       an input does not go with the model, or with (without) a cache.
   """
+  if config.reads_images:
+    more = (positions_BT, segment_ids_BT, token_types_BT, cache)
+    _check_images(config, inputs, any(x is not None for x in more))
+    x_BTD = _run_on_images(config, params, inputs, num_resting=num_resting)
+    return _finish(config, params, x_BTD, None, with_logits=with_logits)
+  tokens_BT = inputs
+  if tokens_BT.ndim != 2:
+    raise ValueError(
+      f'A model of text takes token ids [B, T], got {tokens_BT.shape}; set '
+      'model.patch_size for images.'
+    )
   num_tokens = tokens_BT.shape[1]
   _check_inputs(config, num_tokens, cache, token_types_BT, num_new_B)
   if positions_BT is None:
@@ -172,10 +201,69 @@ def apply(
   )
   if cache is not None:
     cache = cache.advance(num_tokens if num_new_B is None else num_new_B)
+  return _finish(config, params, x_BTD, cache, with_logits=with_logits)
+
+
+def _run_on_images(
+  config: TransformerConfig, params: Any, images: Array, *, num_resting: int
+) -> Array:
+  """The class tokens [B, 1, D] behind all layers."""
+  embed = modules.bind('image_embedding', config, params['embedding'])
+  x_BTD, _ = _run_layers(
+    config,
+    params['layers'],
+    embed(images),
+    None,
+    num_resting=num_resting,
+    mask=attention.Mask(causal=False),
+    rotary=None,
+  )
+  if not config.class_layers:
+    return x_BTD[:, :1]
+
+  def body(class_B1D: Array, part: Params) -> tuple[Array, None]:
+    block = modules.bind('class_block', config, part)
+    return block(class_B1D, x_BTD), None
+
+  return jax.lax.scan(
+    _with_remat(config, body),
+    embed.class_tokens(x_BTD.shape[0]),
+    params['class_layers'],
+    unroll=min(config.scan_unroll, config.class_layers),
+  )[0]
+
+
+def _finish(
+  config: TransformerConfig,
+  params: Any,
+  x_BTD: Array,
+  cache: kv_cache.KVCache | None,
+  *,
+  with_logits: bool,
+) -> Output:
+  """The final norm, where there is one, and the head, where it is wanted."""
   if 'final_norm' in params:
     x_BTD = modules.bind('norm', config, params['final_norm'])(x_BTD)
   logits = unembed(config, params, x_BTD) if with_logits else None
   return Output(logits=logits, hidden=x_BTD, cache=cache)
+
+
+def _check_images(
+  config: TransformerConfig, inputs: Array, has_more: bool
+) -> None:
+  """Refuses what is not images of the model's size."""
+  size = config.image_size
+  wanted = (size, size, config.image_channels)
+  if inputs.shape[1:] != wanted:
+    raise ValueError(
+      f'The model takes images {wanted}, got {inputs.shape[1:]}; resize them '
+      'or set model.image_size and model.image_channels.'
+    )
+  if has_more:
+    raise ValueError(
+      'Positions, segments, token types and caches are for text; leave them '
+      'out with images.'
+    )
 
 
 def _check_inputs(
@@ -228,10 +316,7 @@ def _run_layers(
   def body(x_BTD: Array, part: Any) -> tuple[Array, None]:
     return run(make(part), x_BTD)[0], None
 
-  if config.remat != 'none':
-    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    policy = dots if config.remat == 'dots' else None
-    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+  body = _with_remat(config, body)
   unroll = max(1, min(config.scan_unroll, config.num_layers))
   if num_resting:
     # In two, as no part of a scan is left out of the backward pass.
@@ -240,6 +325,15 @@ def _run_layers(
     x_BTD = jax.lax.scan(body, x_BTD, below, unroll=unroll)[0]
     x_BTD = jax.lax.stop_gradient(x_BTD)
   return jax.lax.scan(body, x_BTD, parts, unroll=unroll)[0], None
+
+
+def _with_remat(config: TransformerConfig, body: Any) -> Any:
+  """The body of a scan, of which the backward pass recomputes its share."""
+  if config.remat == 'none':
+    return body
+  dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  policy = dots if config.remat == 'dots' else None
+  return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
 @typing.typed
@@ -254,7 +348,8 @@ def unembed(
     hidden: `Output.hidden`, or the chosen positions of it.
   """
   head = modules.bind('head', config, params.get('head', {}))
-  return head(hidden, params['embedding']['tokens'])
+  tied = params['embedding']['tokens'] if config.tie_embeddings else None
+  return head(hidden, tied)
 
 
 def empty_cache(
@@ -294,7 +389,7 @@ def num_params(config: TransformerConfig, *, embeddings: bool = True) -> int:
 def flops_per_token(
   config: TransformerConfig, *, num_tokens: int, num_resting: int = 0
 ) -> float:
-  """Training FLOPs per token of a sequence: 6 N plus the attention products.
+  """Training FLOPs per token of a text: 6 N plus the attention products.
 
   N counts every matrix a token is multiplied with, the (tied) output matrix
   included. Attention adds 12 L N H T, half of it where causal.
@@ -326,3 +421,47 @@ def flops_per_token(
   )
   of_layers += 12.0 * config.num_layers * width * pairs
   return flops - 2 / 3 * of_layers * num_resting / max(config.num_layers, 1)
+
+
+def flops_per_image(
+  config: TransformerConfig, *, num_resting: int = 0
+) -> float:
+  """Training FLOPs of an image: three times those of the forward pass.
+
+  Every matrix counts by the places it is multiplied with: a patch's by all
+  patches, the head by the class token. Class layers read all places with their
+  keys and values, everything else of theirs is of the class token alone; mixing
+  heads is a product for every pair of places.
+
+  Args:
+    config: A model of images.
+    num_resting: Layers without a backward pass, which is two thirds.
+  """
+  sizes, axes = config.sizes, logical_axes(config)
+  # A class token has a position only where it goes through all layers.
+  num_places = sizes['positions']
+  width = sizes['heads'] * sizes['head_dim']
+
+  def products(branch: Any, places: Callable[[Any], int]) -> float:
+    return sum(
+      math.prod(sizes[name] for name in leaf.names) * places(leaf)
+      for leaf in jax.tree.leaves(branch)
+      if leaf.is_matrix and not _LOOKED_UP & set(leaf.inputs)
+    )
+
+  def of_layer(leaf: typing.LogicalAxes) -> int:
+    is_mix = leaf.inputs == leaf.outputs == ('heads',)
+    return num_places**2 if is_mix else num_places
+
+  def of_class_layer(leaf: typing.LogicalAxes) -> int:
+    return num_places + 1 if 'kv_heads' in leaf.outputs else 1
+
+  in_layers = products(axes['layers'], of_layer)
+  in_layers += 2 * config.num_layers * width * num_places**2
+  others = products(axes['embedding'], lambda _: config.num_patches)
+  others += products(axes['head'], lambda _: 1)
+  if config.class_layers:
+    others += products(axes['class_layers'], of_class_layer)
+    others += 2 * config.class_layers * width * (num_places + 1)
+  rest = 1 - 2 / 3 * num_resting / max(config.num_layers, 1)
+  return 6.0 * (in_layers * rest + others)

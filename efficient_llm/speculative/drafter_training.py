@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from efficient_llm import sharding, typing
+from efficient_llm.data import dataset as dataset_lib
 from efficient_llm.data import pipeline
 from efficient_llm.models import transformer
 from efficient_llm.speculative import (
@@ -233,14 +234,14 @@ def _open_data(
   data: pipeline.DataConfig,
   target: target_run.TargetRun,
   workdir: pathlib.Path,
-) -> tuple[pipeline.Dataset, pipeline.Dataset | None]:
+) -> tuple[dataset_lib.Dataset, dataset_lib.Dataset | None]:
   """Opens the text, and sees to it that its tokens are the target's."""
   cache = target.workdir / 'cache'
   dataset, validation = datasets.open_both(
     data, cache_dir=cache if cache.is_dir() else workdir / 'cache'
   )
   known = target.tokenizer
-  if dataset.tokenizer.fingerprint != known['fingerprint']:
+  if dataset.vocabulary.fingerprint != known['fingerprint']:
     raise ValueError(
       f"tokenizer={data.tokenizer!r} must be as it was in the target's run; "
       'give it the text it was made from.'
@@ -249,7 +250,7 @@ def _open_data(
 
 
 def _evaluate(
-  validation: pipeline.Dataset,
+  validation: dataset_lib.Dataset,
   state: state_lib.TrainState,
   *,
   batch_loss: Callable[[typing.Params, typing.Batch], objectives.Loss],

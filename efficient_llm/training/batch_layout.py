@@ -105,12 +105,21 @@ def abstract_batch(
   config: data_config.DataConfig, batch_sharding: jax.sharding.Sharding
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Shape, dtype and sharding of everything in a batch."""
-  shape = (config.batch_size, config.sequence_length)
-  dtypes: dict[str, Any] = dict.fromkeys(
-    ('tokens', 'targets', 'segment_ids', 'positions'), jnp.int32
-  )
-  dtypes['loss_weights'] = jnp.float32
+  is_images = config.objective == 'classes'
+  length = 1 if is_images else config.sequence_length
+  rows = (config.batch_size, length)
+  found: dict[str, tuple[tuple[int, ...], Any]] = {
+    'targets': (rows, jnp.int32),
+    'loss_weights': (rows, jnp.float32),
+  }
+  if is_images:
+    side = config.image_size or 0
+    shape = (config.batch_size, side, side, config.image_channels)
+    found['images'] = (shape, jnp.uint8)
+  else:
+    for name in ('tokens', 'segment_ids', 'positions'):
+      found[name] = (rows, jnp.int32)
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding)
-    for name, dtype in dtypes.items()
+    for name, (shape, dtype) in found.items()
   }

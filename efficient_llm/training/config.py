@@ -12,7 +12,7 @@ from efficient_llm.training import loop as loop_lib
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-  """All there is to a pre-training run.
+  """All there is to a pre-training run, on text or on images with classes.
 
   Attributes:
     sampling: How the samples at the end are drawn (causal models).
@@ -43,8 +43,19 @@ class PretrainConfig:
     return count
 
   @property
+  def tokens_per_step(self) -> int:
+    """Tokens of a batch; an image has one target and counts as a token."""
+    if self.model.reads_images:
+      return self.data.batch_size
+    return self.data.batch_size * self.data.sequence_length
+
+  @property
   def flops_per_token(self) -> float:
-    """Of training, of the large products."""
+    """Of training, of the large products; per image where those are read."""
+    if self.model.reads_images:
+      return transformer.flops_per_image(
+        self.model, num_resting=self.num_resting
+      )
     return transformer.flops_per_token(
       self.model,
       num_tokens=self.data.sequence_length,
@@ -57,11 +68,7 @@ class PretrainConfig:
       part = getattr(self, field.name)
       if hasattr(part, 'validate'):
         part.validate()
-    if self.data.sequence_length > self.model.max_positions:
-      raise ValueError(
-        f'data.sequence_length={self.data.sequence_length} must not exceed '
-        f'model.max_positions={self.model.max_positions}; change one of them.'
-      )
+    self._check_inputs()
     some = set(range(self.model.num_layers)) - set(self.resting_layers)
     if self.resting_layers and (
       len(some) + len(self.resting_layers) != self.model.num_layers or not some
@@ -76,10 +83,42 @@ class PretrainConfig:
         f'loop.num_microbatches={self.loop.num_microbatches}; change one of '
         'them.'
       )
+    optimizer_lib.make_schedule(self.optimizer, num_steps=self.loop.num_steps)
+
+  def _check_inputs(self) -> None:
+    """Checks that the data are what the model takes."""
+    is_images = self.data.objective == 'classes'
+    if self.model.reads_images != is_images:
+      raise ValueError(
+        f'model.patch_size={self.model.patch_size} and data.objective='
+        f"{self.data.objective!r} must both be of images ('classes') or both "
+        'of text (no patch_size); change one of them.'
+      )
+    if not is_images:
+      self._check_text()
+      return
+    for name in ('image_size', 'image_channels'):
+      ours, theirs = getattr(self.data, name), getattr(self.model, name)
+      if ours != theirs:
+        raise ValueError(
+          f'data.{name}={ours} must be model.{name}={theirs}; change one of '
+          'them.'
+        )
+    if self.sample_prompts:
+      raise ValueError(
+        f'sample_prompts={self.sample_prompts} are for text; leave them out.'
+      )
+
+  def _check_text(self) -> None:
+    """Checks that the text is what the model takes."""
+    if self.data.sequence_length > self.model.max_positions:
+      raise ValueError(
+        f'data.sequence_length={self.data.sequence_length} must not exceed '
+        f'model.max_positions={self.model.max_positions}; change one of them.'
+      )
     if self.model.causal != (self.data.objective == 'causal'):
       raise ValueError(
         f'model.causal={self.model.causal} needs data.objective='
         f'{"causal" if self.model.causal else "masked"}, got '
         f'{self.data.objective!r}.'
       )
-    optimizer_lib.make_schedule(self.optimizer, num_steps=self.loop.num_steps)

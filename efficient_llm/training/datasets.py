@@ -1,4 +1,4 @@
-"""The text of a run: both splits, opened once for all processes."""
+"""The data of a run: both splits, opened once for all processes."""
 
 import functools
 import pathlib
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax
 from absl import logging
 
-from efficient_llm.data import pipeline
+from efficient_llm.data import dataset as dataset_lib
+from efficient_llm.data import images, pipeline
 from efficient_llm.data import tokenizer as tokenizer_lib
 from efficient_llm.models import transformer
 from efficient_llm.training import processes
@@ -15,26 +16,28 @@ from efficient_llm.training import processes
 
 def open_both(
   config: pipeline.DataConfig, *, cache_dir: pathlib.Path
-) -> tuple[pipeline.Dataset, pipeline.Dataset | None]:
+) -> tuple[dataset_lib.Dataset, dataset_lib.Dataset | None]:
   """Opens the training and the validation split, if there is one.
 
-  The first process tokenises for all, so that they do not write one cache at
-  once.
+  The first process tokenises, or decodes, for all, so that they do not write
+  one cache at once.
 
   Args:
-    config: The data set.
-    cache_dir: Where its tokens are kept, unless the configuration says.
+    config: The data set, of text or of images.
+    cache_dir: Where it is kept as numbers, unless the configuration says.
 
   Raises:
-    ValueError: If the configuration or the text will not do.
+    ValueError: If the configuration or the data will not do.
   """
+  is_images = config.objective == 'classes'
+  open_dataset = images.open_dataset if is_images else pipeline.open_dataset
   has_validation = config.validation_fraction or config.validation_path
 
   def open_splits(
     log: Callable[..., None],
-  ) -> tuple[pipeline.Dataset, pipeline.Dataset | None]:
+  ) -> tuple[dataset_lib.Dataset, dataset_lib.Dataset | None]:
     open_split = functools.partial(
-      pipeline.open_dataset, config, cache_dir=cache_dir, log=log
+      open_dataset, config, cache_dir=cache_dir, log=log
     )
     train = open_split(split='train')
     return train, open_split(split='validation') if has_validation else None
@@ -45,17 +48,30 @@ def open_both(
   return open_splits(logging.debug)
 
 
+def tokenizer_of(
+  dataset: dataset_lib.Dataset,
+) -> tokenizer_lib.Tokenizer | None:
+  """What turns tokens into text; None for images."""
+  return dataset.tokenizer if isinstance(dataset, pipeline.Dataset) else None
+
+
 def check_vocabulary(
-  model: transformer.TransformerConfig, tokenizer: tokenizer_lib.Tokenizer
+  model: transformer.TransformerConfig, dataset: dataset_lib.Dataset
 ) -> None:
-  """Refuses a tokenizer whose numbers the model has no rows for.
+  """Refuses data whose targets the model has no outputs for.
 
   Raises:
     ValueError: With a size that serves.
   """
-  if tokenizer.vocab_size > model.vocab_size:
+  found = dataset.vocabulary.vocab_size
+  if model.reads_images and found != model.vocab_size:
+    raise ValueError(
+      f'model.vocab_size={model.vocab_size} must be the number of classes, '
+      f'{found}; set --config.model.vocab_size={found}.'
+    )
+  if found > model.vocab_size:
     raise ValueError(
       f'model.vocab_size={model.vocab_size} must be at least the '
-      f"tokenizer's {tokenizer.vocab_size}; set "
-      f'--config.model.vocab_size={-(-tokenizer.vocab_size // 64) * 64}.'
+      f"tokenizer's {found}; set "
+      f'--config.model.vocab_size={-(-found // 64) * 64}.'
     )

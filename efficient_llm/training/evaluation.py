@@ -1,4 +1,4 @@
-"""Validation of a language model."""
+"""Validation of a model."""
 
 import contextlib
 import itertools
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from efficient_llm import typing
-from efficient_llm.data import pipeline
+from efficient_llm.data import dataset as dataset_lib
 from efficient_llm.training import step
 
 
 def of_state(
-  dataset: pipeline.Dataset | None, **settings: Any
+  dataset: dataset_lib.Dataset | None, **settings: Any
 ) -> Callable[[Any], dict[str, float]] | None:
   """What a loop evaluates a state with; None without a validation split.
 
@@ -29,7 +29,7 @@ def of_state(
 
 
 def evaluate(
-  dataset: pipeline.Dataset,
+  dataset: dataset_lib.Dataset,
   params: typing.Params,
   *,
   eval_step: step.EvalStep,
@@ -37,7 +37,10 @@ def evaluate(
   num_batches: int | None,
   process: tuple[int, int] = (0, 1),
 ) -> dict[str, float]:
-  """Mean loss in nats per token, accuracy, perplexity and bits per byte.
+  """Mean loss in nats per target and accuracy.
+
+  And of text the perplexity and, where tokens are predicted one after another,
+  the bits per byte.
 
   Args:
     dataset: The validation split.
@@ -57,7 +60,7 @@ def evaluate(
       loss = eval_step(params, place(batch))
       total = loss if total is None else jax.tree.map(jnp.add, total, loss)
   if total is None:
-    raise ValueError('The validation split has no batch; add text to it.')
+    raise ValueError('The validation split has no batch; add data to it.')
   total = jax.device_get(total)
   weight = max(float(total.weight), 1e-9)
   nats = float(total.metrics['nats']) / weight
@@ -65,8 +68,9 @@ def evaluate(
   values = {
     'loss': nats,
     'accuracy': float(total.metrics['accuracy']) / weight,
-    'perplexity': math.exp(min(nats, 700.0)),
   }
+  if dataset.config.objective != 'classes':
+    values['perplexity'] = math.exp(min(nats, 700.0))
   if dataset.config.objective == 'causal':
     # A document's first token is given, all others predict its bytes.
     predicted = found['tokens'] - found['documents']

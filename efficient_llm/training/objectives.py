@@ -1,4 +1,4 @@
-"""Losses on a batch of packed text: next token, or masked tokens."""
+"""Losses on a batch: next token, masked tokens, or the classes of images."""
 
 import dataclasses
 import functools
@@ -46,9 +46,10 @@ def language_model_loss(
 ) -> LossFn:
   """Cross-entropy in nats of `targets`, weighted by `loss_weights`.
 
-  It serves both objectives: the data pipeline shifts or masks. Large
-  vocabularies are worked off in blocks of tokens whose logits are recomputed in
-  the backward pass, so that [B, T, V] is never stored.
+  It serves all objectives: the data pipeline shifts or masks, and an image has
+  one target, its class. Large vocabularies are worked off in blocks of tokens
+  whose logits are recomputed in the backward pass, so that [B, T, V] is never
+  stored.
 
   Args:
     config: The model.
@@ -62,7 +63,7 @@ def language_model_loss(
     hidden = transformer.apply(
       config,
       params,
-      batch['tokens'],
+      inputs_of(config, batch),
       positions_BT=batch.get('positions'),
       segment_ids_BT=batch.get('segment_ids'),
       with_logits=False,
@@ -79,6 +80,13 @@ def language_model_loss(
     )
 
   return loss_fn
+
+
+def inputs_of(
+  config: transformer.TransformerConfig, batch: typing.Batch
+) -> jax.Array:
+  """What the model takes of a batch: images, or tokens."""
+  return batch['images' if config.reads_images else 'tokens']
 
 
 def token_losses(
@@ -123,13 +131,12 @@ def whole_head(
   def whole(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     return sharding.constrain(x.astype(config.dtype), names)
 
-  table_VD = params['embedding']['tokens']
   head = dict(params.get('head', {}))
   if config.tie_embeddings:
-    table_VD = whole(table_VD, ('vocab', None))
-  else:
-    head['kernel'] = whole(head['kernel'], (None, 'vocab'))
-  return {'embedding': {'tokens': table_VD}, 'head': head}
+    table_VD = whole(params['embedding']['tokens'], ('vocab', None))
+    return {'embedding': {'tokens': table_VD}, 'head': head}
+  head['kernel'] = whole(head['kernel'], (None, 'vocab'))
+  return {'embedding': {}, 'head': head}
 
 
 def num_blocks(num_rows: int, num_tokens: int, *, vocab_size: int) -> int:

@@ -118,7 +118,7 @@ def plan(
       compile_trial=functools.partial(_compile_trial, where=where, fast=fast),
       max_trials=max_trials,
     )
-  tokens = config.data.batch_size * config.data.sequence_length
+  tokens = config.tokens_per_step
   flops = tokens * config.flops_per_token
   measures = _measures(config, program, compiled, where, flops=flops)
   estimate, assumptions = None, ()
@@ -208,7 +208,7 @@ def _measures(
     collectives=tuple(collectives.collect(compiled.program, layout)),
     num_devices=program.mesh.size,
     num_steps=config.loop.num_steps,
-    tokens_per_step=config.data.batch_size * config.data.sequence_length,
+    tokens_per_step=config.tokens_per_step,
   )
 
 

@@ -1,4 +1,4 @@
-"""Training a language model on text: configuration, program, run.
+"""Training on text, or on images with classes: configuration, program, run.
 
 READ FIRST of the package: `train` is what `experiments.pretrain` calls, and
 what scaling ladders call for every rung.
@@ -195,9 +195,12 @@ def train(
   dataset, validation = datasets.open_both(
     config.data, cache_dir=workdir / 'cache'
   )
-  datasets.check_vocabulary(config.model, dataset.tokenizer)
+  datasets.check_vocabulary(config.model, dataset)
   prompts = samples.encode(
-    config.sample_prompts, dataset.tokenizer, config.model, config.sampling
+    config.sample_prompts,
+    datasets.tokenizer_of(dataset),
+    config.model,
+    config.sampling,
   )
   share = batch_layout.process_share(
     program.batch_sharding, config.data.batch_size

@@ -24,6 +24,8 @@ from efficient_llm.training import (
   units,
 )
 
+# What is counted where a result does not say.
+_TOKENS = 'tokens'
 _PACKAGES = (
   'efficient_llm',
   'jax',
@@ -42,9 +44,10 @@ def write_result(
   """Writes `workdir`/result.json in one piece, with what it was made by.
 
   To `result` it adds 'environment' (see `environment`) and 'finished', the
-  time in UTC. The standard report reads, where present: num_params,
-  num_tokens, flops, train_secs, wall_secs, tokens_per_sec, eval_loss,
-  bits_per_byte and samples (texts, or mappings with prompt and text).
+  time in UTC. The standard report reads, where present: unit (what counts as a
+  token, such as 'images'), num_params, num_tokens, flops, train_secs,
+  wall_secs, tokens_per_sec, eval_loss, eval_accuracy, bits_per_byte and samples
+  (texts, or mappings with prompt and text).
 
   Args:
     workdir: Folder of the run; made if it does not exist.
@@ -144,7 +147,8 @@ def training_sections(
   result = _read_json(folder / 'result.json')
   config = _read_json(folder / 'config.json')
   tiles = _tiles(train, evals, result)
-  built: list[sections.Section] = [*_charts(train, evals)]
+  unit = result.get('unit', _TOKENS)
+  built: list[sections.Section] = [*_charts(train, evals, unit)]
   if tiles:
     built.insert(0, sections.KeyNumbers(tiles))
   if result.get('samples'):
@@ -178,23 +182,25 @@ def _tiles(
     'tokens_per_sec', statistics.median(rates) if rates else None
   )
   params, flops = result.get('num_params'), result.get('flops')
+  unit = result.get('unit', _TOKENS)
   tiles = []
   if loss is not None:
     tiles.append(sections.Tile('Validation loss', float(loss), 'nats'))
   elif train and 'loss' in train[-1]:
     tiles.append(sections.Tile('Training loss', train[-1]['loss'], 'nats'))
+  if unit != _TOKENS and 'eval_accuracy' in result:
+    text = f'{result["eval_accuracy"]:.2%}'
+    tiles.append(sections.Tile('Validation accuracy', text))
   if bits is not None:
     tiles.append(sections.Tile('Validation', float(bits), 'bits per byte'))
   if params is not None:
     tiles.append(sections.Tile('Parameters', units.format_count(params)))
   if tokens is not None:
-    tiles.append(
-      sections.Tile('Trained on', units.format_count(tokens), 'tokens')
-    )
+    tiles.append(sections.Tile('Trained on', units.format_count(tokens), unit))
   if steps is not None:
     tiles.append(sections.Tile('Steps', steps))
   if rate is not None:
-    tiles.append(sections.Tile('Speed', units.format_count(rate), 'tokens/s'))
+    tiles.append(sections.Tile('Speed', units.format_count(rate), f'{unit}/s'))
   if flops is not None:
     text = f'{float(flops):.3g}'.replace('e+', 'e')
     tiles.append(sections.Tile('Compute', text, 'FLOPs'))
@@ -209,10 +215,10 @@ def _tiles(
 
 
 def _charts(
-  train: list[dict[str, Any]], evals: list[dict[str, Any]]
+  train: list[dict[str, Any]], evals: list[dict[str, Any]], unit: str
 ) -> list[chart.Curve]:
   by_tokens = bool(train) and all('tokens' in record for record in train)
-  x_label = 'tokens' if by_tokens else 'steps'
+  x_label = unit if by_tokens else 'steps'
   steps = [0, *(record['step'] for record in train)]
   seen = [0, *(record['tokens'] for record in train)] if by_tokens else steps
 
@@ -226,12 +232,18 @@ def _charts(
       'Loss',
       [series('training', train, 'loss'), series('validation', evals, 'loss')],
       x_label,
-      'nats per token',
+      f'nats per {unit.removesuffix("s")}',
       note=_non_finite_note(train),
     )
   ]
+  if unit != _TOKENS:
+    accuracy = [
+      series('training', train, 'accuracy'),
+      series('validation', evals, 'accuracy'),
+    ]
+    curves.append(chart.Curve('Accuracy', accuracy, x_label, 'share'))
   for title, name, y_label, from_zero in (
-    ('Throughput', 'tokens_per_sec', 'tokens per second', True),
+    ('Throughput', 'tokens_per_sec', f'{unit} per second', True),
     ('Utilisation', 'mfu', 'model FLOPs over peak FLOPs (MFU)', True),
     ('Learning rate', 'learning_rate', '', True),
     ('Gradient norm', 'grad_norm', 'before clipping', False),

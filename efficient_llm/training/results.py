@@ -9,9 +9,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from efficient_llm.data import pipeline
+from efficient_llm.data import dataset as dataset_lib
+from efficient_llm.data import images
 from efficient_llm.models import transformer
 from efficient_llm.training import (
+  datasets,
   report,
   samples,
   sections,
@@ -25,7 +27,7 @@ def describe(
   config: PretrainConfig,
   outcome: task.Outcome,
   *,
-  dataset: pipeline.Dataset,
+  dataset: dataset_lib.Dataset,
   prompts: samples.Prompts | None,
   mesh: Mesh,
 ) -> dict[str, Any]:
@@ -35,11 +37,13 @@ def describe(
     outcome.state.params,
     model=config.model,
     config=config.sampling,
-    tokenizer=dataset.tokenizer,
+    tokenizer=datasets.tokenizer_of(dataset),
     mesh=mesh,
     seed=config.seed,
   )
+  unit = {'unit': 'images'} if config.model.reads_images else {}
   return {
+    **unit,
     'num_params': transformer.num_params(config.model),
     'num_steps': int(outcome.state.step),
     'num_tokens': outcome.num_tokens,
@@ -78,17 +82,21 @@ def finish(
 
 
 def checkpoint_metadata(
-  config: PretrainConfig, dataset: pipeline.Dataset
+  config: PretrainConfig, dataset: dataset_lib.Dataset
 ) -> dict[str, Any]:
-  """What a reader of a checkpoint needs besides the arrays."""
+  """What a reader of a checkpoint needs besides the arrays.
+
+  Under 'tokenizer' is what the targets stand for, the classes of images too.
+  """
   as_data = json.loads(strict_json.to_json(dataclasses.asdict(config)))
+  vocabulary: dict[str, Any] = {'name': config.data.tokenizer}
+  if isinstance(dataset, images.Dataset):
+    vocabulary = {'name': 'classes', 'classes': list(dataset.classes.names)}
+  fingerprint = dataset.vocabulary.fingerprint
   return {
     'config': as_data,
     'model': as_data['model'],
-    'tokenizer': {
-      'name': config.data.tokenizer,
-      'fingerprint': dataset.tokenizer.fingerprint,
-    },
+    'tokenizer': {**vocabulary, 'fingerprint': fingerprint},
   }
 
 

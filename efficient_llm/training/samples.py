@@ -29,7 +29,7 @@ class Prompts:
 
 def encode(
   texts: Sequence[str],
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer | None,
   model: transformer.TransformerConfig,
   config: sampling.SamplingConfig,
 ) -> Prompts | None:
@@ -37,18 +37,19 @@ def encode(
 
   Args:
     texts: The beginnings.
-    tokenizer: Of the model.
+    tokenizer: Of the model; None where it reads images.
     model: What will complete them.
     config: How.
 
   Returns:
-    The prompts; None where there are none, or the model is not causal or has
+    The prompts; None where there are none, or the model writes no text or has
     no layer, which could not keep what it read.
 
   Raises:
     ValueError: If a prompt has no token, or too many for the model.
   """
-  if not texts or not model.causal or not model.num_layers:
+  writes = model.causal and model.num_layers
+  if not texts or not writes or tokenizer is None:
     return None
   begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
   rows = [[*begin, *tokenizer.encode(text).tolist()] for text in texts]
@@ -77,12 +78,12 @@ def draw(
   *,
   model: transformer.TransformerConfig,
   config: sampling.SamplingConfig,
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer | None,
   mesh: Mesh,
   seed: int,
 ) -> list[Mapping[str, str]]:
   """Completes prompts; all processes call it and get the same texts."""
-  if prompts is None:
+  if prompts is None or tokenizer is None:
     return []
   if tokenizer.eos_id is not None:
     stop_tokens = (*config.stop_tokens, tokenizer.eos_id)

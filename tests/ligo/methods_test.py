@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from efficient_llm.models.config import TransformerConfig
 from tests.ligo import pairs
 from tests.models import architectures
 
-ALL = pytest.mark.parametrize('name', architectures.ARCHITECTURES)
+ALL = pytest.mark.parametrize('name', architectures.ALL)
 METHODS = pytest.mark.parametrize('method', methods.METHODS)
 # Float32 rounding through up to five layers, in logits of size about 3; sums
 # over copies are of another order.
@@ -31,7 +32,7 @@ def _largest(
   name: str, method: str, large: TransformerConfig
 ) -> tuple[str | None, float]:
   """Why the function changes, and by how much relative to its logits."""
-  small = architectures.ARCHITECTURES[name]
+  small = architectures.ALL[name]
   setting = methods.get(method)
   if setting.width in ('zero', 'average'):
     # The variance is smaller by this where new width is at rest.
@@ -42,9 +43,9 @@ def _largest(
   built = methods.build(setting, small, large, seed=1)
   params = architectures.params(name)
   grown = operator.grow(small, params, built)
-  tokens_BT = architectures.tokens(2, 9)
-  ours = architectures.forward(large, grown, tokens_BT).logits
-  theirs = architectures.forward(small, params, tokens_BT).logits
+  inputs = architectures.inputs(name, 2)
+  ours = architectures.forward(large, grown, inputs).logits
+  theirs = architectures.forward(small, params, inputs).logits
   difference = abs(np.asarray(ours) - np.asarray(theirs)).max()
   reason = methods.loss_of_function(setting, small, large)
   return reason, float(difference / abs(np.asarray(theirs)).max())
@@ -55,7 +56,7 @@ def _largest(
 def test_a_grown_model_has_the_large_one_s_shapes(
   name: str, method: str
 ) -> None:
-  small = architectures.ARCHITECTURES[name]
+  small = architectures.ALL[name]
   large = pairs.large(name, width=pairs.HALF_MORE, num_layers=3)
   built = methods.build(methods.get(method), small, large)
   grown = jax.eval_shape(
@@ -81,7 +82,8 @@ def test_the_function_is_kept_where_the_method_says_so(
       # No excuse is given without need.
       assert difference > 10 * _ROUNDING, (shape, reason)
   claims = methods.get(method)
-  if claims.depth == 'identity' and name in architectures.DECODERS:
+  is_post = architectures.ALL[name].norm_placement == 'post'
+  if claims.depth == 'identity' and not is_post:
     assert kept
 
 
@@ -159,6 +161,54 @@ def test_pairs_that_do_not_go_together_are_refused(
   large = dataclasses.replace(small, **change)
   with pytest.raises(ValueError, match=named):
     methods.build(methods.get('stack'), small, large)
+
+
+@pytest.mark.parametrize(
+  ('change', 'named'),
+  [
+    ({'vocab_size': 9}, 'vocab_size must be 7'),
+    ({'patch_size': 3}, 'patch_size must be 2'),
+    ({'image_size': 8}, 'image_size must be 6'),
+    ({'image_channels': 1}, 'image_channels must be 3'),
+    ({'class_layers': 3}, 'class_layers must be 2'),
+    ({'talking_heads': False}, 'talking_heads must be True'),
+    ({'layer_scale': None}, 'layer_scale must be 0.1'),
+  ],
+)
+def test_models_of_other_images_are_refused_in_one_line(
+  change: dict[str, Any], named: str
+) -> None:
+  small = architectures.ALL['cait']
+  large = dataclasses.replace(pairs.large('cait', num_layers=3), **change)
+  with pytest.raises(ValueError, match=named) as caught:
+    methods.build(methods.get('stack'), small, large)
+  assert '\n' not in str(caught.value)
+
+
+def test_gains_may_begin_at_another_value_in_a_deeper_model() -> None:
+  small = architectures.ALL['cait']
+  large = dataclasses.replace(
+    pairs.large('cait', num_layers=3), layer_scale=1e-5
+  )
+  methods.build(methods.get('stack'), small, large)
+
+
+@ALL
+@pytest.mark.parametrize('method', ['stack', 'lemon', 'direct_copy'])
+def test_no_new_place_of_the_stream_stays_dead(name: str, method: str) -> None:
+  """Where a factor and what it multiplies are both zero, no gradient comes."""
+  small, large = architectures.ALL[name], pairs.large(name, width=pairs.DOUBLE)
+  built = methods.build(methods.get(method), small, large, seed=1)
+  grown = operator.grow(small, architectures.params(name), built)
+  inputs = jnp.asarray(architectures.inputs(name, 2))
+
+  def loss(params: Any) -> jax.Array:
+    logits = transformer.apply(large, params, inputs).logits
+    assert logits is not None
+    return -jnp.log(jax.nn.softmax(logits)[..., 0]).mean()
+
+  out = jax.jit(jax.grad(loss))(grown)['layers']['attention']['out']['kernel']
+  assert (abs(np.asarray(out)[..., small.embed_dim :]).max((0, 1, 2)) > 0).all()
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:

@@ -13,7 +13,7 @@ from efficient_llm.models import transformer
 from tests.ligo import pairs
 from tests.models import architectures
 
-ALL = pytest.mark.parametrize('name', architectures.ARCHITECTURES)
+ALL = pytest.mark.parametrize('name', architectures.ALL)
 # Float32 sums of a few dozen products of numbers of size 1.
 _ROUNDING = 1e-5
 
@@ -27,7 +27,7 @@ def _random_like(tree: Any, seed: int = 0) -> Any:
 
 def _random_operator(name: str, num_terms: int = 1) -> operator.Operator:
   """Of the shapes of a method, with other numbers."""
-  small = architectures.ARCHITECTURES[name]
+  small = architectures.ALL[name]
   method = methods.get('stack')
   built = methods.build(
     method, small, pairs.large(name, width=pairs.HALF_MORE, num_layers=3)
@@ -39,7 +39,7 @@ def _random_operator(name: str, num_terms: int = 1) -> operator.Operator:
 @ALL
 def test_the_identity_returns_the_small_model(name: str) -> None:
   params = architectures.params(name)
-  config = architectures.ARCHITECTURES[name]
+  config = architectures.ALL[name]
   grown = operator.grow(config, params, operator.identity())
   jax.tree.map(np.testing.assert_array_equal, grown, params)
 
@@ -49,7 +49,7 @@ def test_the_identity_returns_the_small_model(name: str) -> None:
 def test_leaves_are_what_dense_kronecker_products_give(
   name: str, num_terms: int
 ) -> None:
-  config = architectures.ARCHITECTURES[name]
+  config = architectures.ALL[name]
   params = architectures.params(name)
   built = _random_operator(name, num_terms)
   grown = operator.grow(config, params, built)
@@ -81,7 +81,7 @@ def test_leaves_are_what_dense_kronecker_products_give(
 
 @ALL
 def test_every_layer_may_have_matrices_of_its_own(name: str) -> None:
-  config, params = architectures.ARCHITECTURES[name], architectures.params(name)
+  config, params = architectures.ALL[name], architectures.params(name)
   shared = _random_operator(name)
   (term,) = shared.terms
   width = dict(term.width)
@@ -124,16 +124,16 @@ def test_heads_may_be_mapped_with_their_insides() -> None:
 def test_layers_made_in_the_scan_are_those_made_at_once(
   name: str, method: str, num_layers: int
 ) -> None:
-  small, params = architectures.ARCHITECTURES[name], architectures.params(name)
+  small, params = architectures.ALL[name], architectures.params(name)
   large = pairs.large(name, width=pairs.HALF_MORE, num_layers=num_layers)
   built = methods.build(methods.get(method), small, large)
-  tokens_BT = architectures.tokens(2, 5)
+  inputs = architectures.inputs(name, 2)
   whole = operator.grow(small, params, built)
   in_scan = layerwise.grow(small, params, built, num_layers=num_layers)
-  found = transformer.apply(large, in_scan, jnp.asarray(tokens_BT)).logits
+  found = transformer.apply(large, in_scan, jnp.asarray(inputs)).logits
   np.testing.assert_allclose(
     np.asarray(found),
-    np.asarray(architectures.forward(large, whole, tokens_BT).logits),
+    np.asarray(architectures.forward(large, whole, inputs).logits),
     # Float32 rounding in logits of size about 10.
     atol=1e-4,
   )

@@ -14,11 +14,11 @@ def large(
   """The tiny model of an architecture, of another width and depth.
 
   Args:
-    name: Of `architectures.ARCHITECTURES`, two layers deep.
+    name: Of `architectures.ALL`, two layers deep.
     width: Times as wide; heads are more, not larger.
     num_layers: How deep.
   """
-  small = architectures.ARCHITECTURES[name]
+  small = architectures.ALL[name]
   kv_heads = small.num_kv_heads
   if kv_heads is not None and (kv_heads * width) % 1 == 0:
     kv_heads = int(kv_heads * width)

@@ -25,6 +25,8 @@ from efficient_llm.training import (
   trained_run,
 )
 from tests import tiny
+from tests.ligo import pairs
+from tests.models import architectures
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -248,8 +250,23 @@ def test_ties_are_the_paper_s_where_wanted(folder: pathlib.Path) -> None:
     'value.out',
   }
   free = learning.parameters(begin, run.model, tie='free', num_layers=2)
-  # An RMS norm has no bias.
-  unused = {'embed.norm_bias', 'embed.head_bias'}
+  # An RMS norm has no bias, and the others are of images.
+  unused = {'embed.norm_bias', 'embed.head_bias', 'embed.gain', 'query.read'}
+  of_text = {x for x in operator.MAPS if not x.startswith(('mix_', 'class_'))}
+  assert set(free['width']) == of_text - unused
+
+
+def test_one_matrix_is_that_of_all_mixed_heads_where_wanted() -> None:
+  small = architectures.ALL['cait']
+  large = pairs.large('cait', width=pairs.HALF_MORE)
+  begin = methods.build(methods.get('ligo_released'), small, large)
+  tied = learning.parameters(begin, small, tie='paper', num_layers=2)
+  in_layers = {'mlp.out', 'query.out', 'key.out', 'value.out'}
+  of_class = {f'class_{name}' for name in in_layers}
+  assert set(tied['width']) == {'embed.out'} | in_layers | of_class
+  # An untied head has no norm of its own.
+  unused = {'embed.head', 'embed.head_bias'}
+  free = learning.parameters(begin, small, tie='free', num_layers=2)
   assert set(free['width']) == set(operator.MAPS) - unused
 
 

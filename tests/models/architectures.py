@@ -47,6 +47,26 @@ ARCHITECTURES = {
   'bert': dataclasses.replace(_ROBERTA, num_token_types=2),
   'roberta': _ROBERTA,
 }
+# Images of nine patches; a gain and mixed heads that can be seen.
+_DEIT = dataclasses.replace(
+  _GPT2,
+  vocab_size=7,
+  causal=False,
+  norm_epsilon=1e-6,
+  activation='gelu',
+  tie_embeddings=False,
+  head_bias=True,
+  max_positions=1024,
+  patch_size=2,
+  image_size=6,
+)
+IMAGE_MODELS = {
+  'deit': _DEIT,
+  'cait': dataclasses.replace(
+    _DEIT, class_layers=2, layer_scale=0.1, talking_heads=True
+  ),
+}
+ALL = {**ARCHITECTURES, **IMAGE_MODELS}
 DECODERS = ('llama', 'qwen', 'gpt2')
 
 
@@ -61,7 +81,7 @@ def params(name: str) -> Any:
     value = rng.normal(scale=0.3 if is_matrix else 0.1, size=leaf.shape)
     return jnp.asarray(value + is_scale, np.float32)
 
-  abstract = transformer.abstract_params(ARCHITECTURES[name])
+  abstract = transformer.abstract_params(ALL[name])
   # The first caller may be tracing, and its tracers must not be kept.
   with jax.ensure_compile_time_eval():
     return jax.tree_util.tree_map_with_path(draw, abstract)
@@ -73,15 +93,27 @@ def tokens(*shape: int, seed: int = 0) -> np.ndarray:
   return rng.integers(0, _BASE.vocab_size, shape, np.int32)
 
 
+def images(batch_size: int, *, size: int = 6, seed: int = 0) -> np.ndarray:
+  """Random images of three colours."""
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (batch_size, size, size, 3), np.uint8)
+
+
+def inputs(name: str, batch_size: int) -> np.ndarray:
+  """What an architecture takes: images, or nine tokens a row."""
+  is_image = name in IMAGE_MODELS
+  return images(batch_size) if is_image else tokens(batch_size, 9)
+
+
 @functools.partial(jax.jit, static_argnames='config')
 def forward(
   config: transformer.TransformerConfig,
   params: Any,
-  tokens_BT: Any,
-  **inputs: Any,
+  inputs: Any,
+  **more: Any,
 ) -> transformer.Output:
   """`transformer.apply`, compiled once for all tests of a shape."""
-  return transformer.apply(config, params, tokens_BT, **inputs)
+  return transformer.apply(config, params, inputs, **more)
 
 
 @functools.partial(jax.jit, static_argnames='config')

@@ -5,6 +5,14 @@ import pytest
 
 from efficient_llm.models import config
 
+_IMAGES = {
+  'patch_size': 4,
+  'image_size': 8,
+  'causal': False,
+  'positions': 'learned',
+  'tie_embeddings': False,
+}
+
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
@@ -41,6 +49,48 @@ from efficient_llm.models import config
       'model.num_heads=4 must be divisible by model.num_kv_heads=3; change one '
       'of them.',
     ),
+    ({'layer_scale': 0.0}, 'model.layer_scale=0.0 must be positive.'),
+    ({'patch_size': 0}, 'model.patch_size=0 must be at least 1.'),
+    ({'class_layers': -1}, 'model.class_layers=-1 must be 0 or more.'),
+    (
+      {'class_layers': 2},
+      'model.class_layers=2 is for images, which need model.patch_size; set '
+      'that, or leave it out.',
+    ),
+    (
+      {'talking_heads': True},
+      'model.talking_heads=True is for images, which need model.patch_size; '
+      'set that, or leave it out.',
+    ),
+    (
+      {'patch_size': 4},
+      'model.image_size=None must be divisible by model.patch_size=4; change '
+      'one of them.',
+    ),
+    (
+      {'patch_size': 4, 'image_size': 10},
+      'model.image_size=10 must be divisible by model.patch_size=4; change one '
+      'of them.',
+    ),
+    (
+      {'patch_size': 4, 'image_size': 8},
+      'model.causal=True is for text; with model.patch_size=4 set it to False.',
+    ),
+    (
+      {**_IMAGES, 'num_token_types': 2},
+      'model.num_token_types=2 is for text; with model.patch_size=4 set it to '
+      '0.',
+    ),
+    (
+      {**_IMAGES, 'positions': 'rotary'},
+      'model.positions=rotary is for text; with model.patch_size=4 set it to '
+      'learned.',
+    ),
+    (
+      {**_IMAGES, 'max_positions': 64},
+      'model.max_positions=64 is for text; images have a position for each '
+      'patch, so leave it out.',
+    ),
     (
       {'head_dim': 5},
       'Rotary positions need an even head size, got 5; set model.head_dim.',
@@ -55,6 +105,15 @@ def test_a_broken_rule_is_named(changes: dict[str, Any], message: str) -> None:
 
 def test_the_default_is_valid() -> None:
   config.TransformerConfig().validate()
+
+
+def test_a_model_of_images_has_a_position_for_each_place() -> None:
+  first = config.TransformerConfig(**_IMAGES)
+  first.validate()
+  assert first.sizes['positions'] == 5
+  late = dataclasses.replace(first, class_layers=2)
+  assert late.sizes['positions'] == 4
+  assert late.sizes['pixels'] == 4 * 4 * 3
 
 
 def test_learned_positions_allow_an_odd_head() -> None:

@@ -13,12 +13,39 @@ from efficient_llm.models import presets, transformer
     ('llama_8b', 8_030_261_248),
     ('qwen3_600m', 596_049_920),
     ('qwen3_1_7b', 1_720_574_976),
+    ('deit_small', 22_050_664),
+    ('deit_base', 86_567_656),
   ],
 )
 def test_a_published_model_has_the_published_count(
   name: str, published: int
 ) -> None:
   assert transformer.num_params(presets.get(name)) == published
+
+
+@pytest.mark.parametrize(
+  ('name', 'size', 'millions', 'giga_products'),
+  [
+    # Touvron et al. 2021, CaiT, table 3; the counts in full are timm's.
+    ('cait_xs24', 384, 26.67, 19.3),
+    ('cait_s24', 224, 46.92, 9.4),
+    ('cait_s24', 384, 47.06, 32.2),
+    # Touvron et al. 2021, DeiT, tables 1 and 5.
+    ('deit_small', 224, 22.05, 4.6),
+    ('deit_base', 224, 86.57, 17.6),
+  ],
+)
+def test_a_published_model_of_images_costs_what_was_published(
+  name: str, size: int, millions: float, giga_products: float
+) -> None:
+  model = presets.get(name, image_size=size)
+  assert transformer.num_params(model) / 1e6 == pytest.approx(
+    millions, abs=0.005
+  )
+  # Multiplications of a forward pass, with norms and biases counted there.
+  assert transformer.flops_per_image(model) / 6e9 == pytest.approx(
+    giga_products, rel=0.01
+  )
 
 
 @pytest.mark.parametrize('name', presets.PRESETS)
