@@ -171,7 +171,7 @@ def _table(found: dict[str, Any], config: LigoConfig) -> sections.Table:
   ):
     if name in found:
       rows.append(
-        (f'validation loss: {what}', found[name], f'nats a {_unit(config)}')
+        (f'validation loss: {what}', found[name], f'nats per {_unit(config)}')
       )
   return sections.Table('Growth card', ('what', 'value', 'unit or note'), rows)
 
