@@ -31,9 +31,7 @@ def describe(
   """
   found = json.loads((workdir / FILE_NAME).read_bytes())
   # Of scratch, of trials and of learning an operator, in which no layer rests.
-  whole = dataclasses.replace(
-    config, resting_layers=(), sub_model_layers=None
-  )
+  whole = dataclasses.replace(config, resting_layers=(), sub_model_layers=None)
   flops_per_token = whole.flops_per_token
   found['probes'] = list(probes)
   found['probe_tokens'] = sum(
@@ -174,7 +172,7 @@ def _table(found: dict[str, Any], config: LigoConfig) -> sections.Table:
   ):
     if name in found:
       rows.append(
-        (f'validation loss: {what}', found[name], f'nats a {_unit(config)}')
+        (f'validation loss: {what}', found[name], f'nats per {_unit(config)}')
       )
   return sections.Table('Growth card', ('what', 'value', 'unit or note'), rows)
 

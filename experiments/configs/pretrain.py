@@ -15,15 +15,28 @@ from efficient_llm.training import loop, pretrain
 
 
 def get_config(preset: str = 'ladder_1m') -> pretrain.PretrainConfig:
-  """A run of any preset; masked objective for bidirectional models."""
+  """A run of any preset; masked objective for bidirectional models of text.
+
+  Models of images are for --config.data.path=FOLDER with as many classes as
+  model.vocab_size.
+  """
   model = presets.get(preset)
+  data = pipeline.DataConfig(
+    sequence_length=min(model.max_positions, 1024),
+    batch_size=32,
+    objective='causal' if model.causal else 'masked',
+  )
+  if model.reads_images:
+    data = pipeline.DataConfig(
+      path='digits',
+      batch_size=32,
+      objective='classes',
+      image_size=model.image_size,
+      image_channels=model.image_channels,
+    )
   return pretrain.PretrainConfig(
     model=model,
-    data=pipeline.DataConfig(
-      sequence_length=min(model.max_positions, 1024),
-      batch_size=32,
-      objective='causal' if model.causal else 'masked',
-    ),
+    data=data,
     optimizer=optimizer.OptimizerConfig(learning_rate=6e-4, warmup_steps=200),
     loop=loop.LoopConfig(num_steps=10_000),
   )

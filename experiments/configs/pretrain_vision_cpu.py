@@ -1,4 +1,4 @@
-"""A CaiT of 0.3 M parameters on scikit-learn's digits, in a minute on a CPU.
+"""A CaiT of 0.3 M parameters on scikit-learn's digits, in two minutes on a CPU.
 
 Paper:    Touvron et al. 2021, CaiT, arXiv:2103.17239
 Command:  ./run.sh pip install scikit-learn
@@ -7,6 +7,8 @@ Command:  ./run.sh pip install scikit-learn
           with …_cpu.py:deit for a DeiT; other images with
           --config.data.path=FOLDER (see data/image_files.py)
 Hardware: two CPU cores
+Time:     about a minute of training
+Expected: validation loss 0.18 nats an image, 94.3 % of the classes right
 """
 
 import dataclasses
