@@ -36,7 +36,7 @@ _BATCH = 64
 # Blocks that starts are compared on: a sample spread over all rows.
 _SAMPLE_BLOCKS = 6
 _EXPONENTS = (0.005, *np.geomspace(0.02, LARGEST_EXPONENT, 24).tolist())
-_NUM_STARTS: dict[Loss, int] = {'squared': 4, 'huber': 6}
+_NUM_STARTS: dict[Loss, int] = {'squared': 6, 'huber': 6}
 _LOWEST_LOG = -60.0
 # All sets of columns that may be non-zero, as masks.
 _SETS = np.array(

@@ -39,3 +39,21 @@ def families(folder: pathlib.Path = DEFAULT_FOLDER) -> dict[str, data.Runs]:
     runs = data.read(path, data.DataConfig(bad_rows='drop'))
     found |= runs.by_family()
   return found
+
+
+def group_of(family: str) -> str:
+  """What a family shares its models with; such families are one draw.
+
+  Args:
+    family: Name of a published family.
+  """
+  groups = {
+    'gpt2_': 'datablations',
+    'mpl_': 'multipowerlaw',
+    'routing_': 'routing',
+    'overtrain_': 'overtrain',
+  }
+  for start, group in groups.items():
+    if family.startswith(start):
+      return group
+  return family.split('_')[0]
