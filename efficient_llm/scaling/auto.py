@@ -33,7 +33,7 @@ _POWER = 3
 # Errors below this are luck: 0.2 %, what seeds make (datablations' repeats).
 _LUCK = 0.002
 # What a law is off by where that cannot be tested.
-_UNTESTED = 0.01
+MISFIT = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def predict(
     for way in now
   )
   tested = sum(weights[way] * backtest[way] ** 2 for way in now if backtest)
-  deviation = np.sqrt(np.asarray(spread) + (tested or _UNTESTED**2))
+  deviation = np.sqrt(np.asarray(spread) + (tested or MISFIT**2))
   mean = np.asarray(mean)
   reach = calibration.factor(bool(backtest)) * deviation
   best = max(
