@@ -22,6 +22,7 @@ _DISTRIBUTIONS = {
   'absl': 'absl_py',
   'grpc': 'grpcio',
   'orbax': 'orbax_checkpoint',
+  'yaml': 'pyyaml',
 }
 _HEADER = '''"""Targets of the project, one per module; deps are the imports.
 
