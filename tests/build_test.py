@@ -24,6 +24,7 @@ _DISTRIBUTIONS = {
   'grpc': 'grpcio',
   'orbax': 'orbax_checkpoint',
   'sklearn': 'scikit_learn',
+  'yaml': 'pyyaml',
 }
 _HEADER = '''"""Targets of the project, one per module; deps are the imports.
 
