@@ -9,6 +9,10 @@ Command:  the small model first, as pretrain_vision_cpu.py says, then
               --config=experiments/configs/ligo_vision_cpu.py \
               --config.scratch=out/digits_scratch --workdir=out/digits_ligo
 Hardware: two CPU cores
+Time:     five to ten minutes each, with many others on the cores
+Expected: with one seed, 95.4 % of the classes right after 1000 steps, 90.6 %
+          from scratch; scratch's last loss for 48 % fewer FLOPs, for 20 % more
+          where the small model counts too
 """
 
 import dataclasses
