@@ -285,7 +285,8 @@ def bootstrap(seen: data.Runs, *, num_samples: int, seed: int = 0) -> fit.Fits:
     seed: Of the draws.
   """
   rng = np.random.default_rng(seed)
-  names, place = np.unique(seen.run.astype(str), return_inverse=True)
+  keys = [f'{r}|{n}' for r, n in zip(seen.run, seen.num_params, strict=True)]
+  names, place = np.unique(keys, return_inverse=True)
   problems: list[Any] = []
   for _ in range(num_samples):
     drawn = rng.multinomial(len(names), [1 / len(names)] * len(names))
