@@ -22,15 +22,18 @@ cut at 10 B tokens, which most families never reach.
                            on the sample. Objectives are evaluated alike, from
                            the constants; below 1e-24 of the losses' squares
                            they are rounding and count as equal.
-scipy has one thread; JAX has those of the machine, two here.
+scipy has one thread; JAX has those of the machine, two here. cpu_* are the same
+with the time of all cores added up, which neighbours on the machine do not
+change; `load` says how many there were.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -152,20 +155,19 @@ def compare(
     sample: How many are solved from many starts by scipy.
   """
   alone = [problem for _, problem in every]
-  start = time.perf_counter()
-  by_squares = fit.solve(alone)
-  seconds = time.perf_counter() - start
-  start = time.perf_counter()
-  by_huber = fit.solve(alone, loss='huber')
-  seconds_huber = time.perf_counter() - start
+  by_squares, seconds, cpu = _timed(lambda: fit.solve(alone))
+  by_huber, seconds_huber, cpu_huber = _timed(
+    lambda: fit.solve(alone, loss='huber')
+  )
   print(f'{seconds=:.1f} {seconds_huber=:.1f}', file=sys.stderr, flush=True)
   worse = []
-  single = 0.0
+  single = single_cpu = 0.0
   for i, (name, problem) in enumerate(every):
     rows = data_lib.make(problem.num_params, problem.num_tokens, problem.loss)
-    start = time.perf_counter()
-    constants = sweep.guide_fit(rows)
-    single += time.perf_counter() - start
+    constants, taken, taken_cpu = _timed(
+      functools.partial(sweep.guide_fit, rows)
+    )
+    single, single_cpu = single + taken, single_cpu + taken_cpu
     if constants is None:
       continue
     ours = squares(by_squares.constants[i], problem)
@@ -173,17 +175,17 @@ def compare(
     if _worse(ours, theirs, problem):
       worse.append({'family': name, 'loss': 'squared', 'by': ours / theirs - 1})
   drawn = np.random.default_rng(0).permutation(len(every))[:sample]
-  many = 0.0
+  many = many_cpu = 0.0
   for i in drawn:
     name, problem = every[i]
-    start = time.perf_counter()
-    constants = multistart(problem)
-    many += time.perf_counter() - start
+    constants, taken, taken_cpu = _timed(functools.partial(multistart, problem))
+    many, many_cpu = many + taken, many_cpu + taken_cpu
     ours = huber(by_huber.constants[i], problem)
     theirs = huber(constants, problem)
     if _worse(ours, theirs, problem):
       worse.append({'family': name, 'loss': 'huber', 'by': ours / theirs - 1})
   many *= len(every) / len(drawn)
+  many_cpu *= len(every) / len(drawn)
   return {
     'num_fits': len(every),
     'num_rows': sum(map(len, alone)),
@@ -194,10 +196,23 @@ def compare(
     'sample': len(drawn),
     'ratio_multistart': many / seconds_huber,
     'ratio_single': single / seconds,
+    'cpu_seconds': cpu,
+    'cpu_seconds_huber': cpu_huber,
+    'scipy_single_cpu_seconds': single_cpu,
+    'scipy_multistart_cpu_seconds': many_cpu,
+    'cpu_ratio_multistart': many_cpu / cpu_huber,
+    'cpu_ratio_single': single_cpu / cpu,
     'worse_than_scipy': len(worse),
     'worse': worse,
     'starts_agreeing_median': float(np.median(by_squares.agreeing)),
   }
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
+  """What it gives, seconds of wall time and of all cores together."""
+  wall, cpu = time.perf_counter(), time.process_time()
+  found = work()
+  return found, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main() -> None:

@@ -351,13 +351,15 @@ def _checked(
     family = str(row.get(names.get('family', ''), 'family'))
     run = str(row.get(names.get('run', ''), f'{values["num_params"]:.6g}'))
     if reason is None and 'run' in names:
-      before = furthest.get((family, run), -math.inf)
+      # A column 'model' may name what all sizes have in common.
+      key = (family, f'{run}/{values["num_params"]}')
+      before = furthest.get(key, -math.inf)
       if values['num_tokens'] == before:
         reason = 'duplicate: the run has a row with as many tokens'
       elif values['num_tokens'] < before:
         reason = 'tokens do not grow within the run'
       else:
-        furthest[family, run] = values['num_tokens']
+        furthest[key] = values['num_tokens']
     if reason is None and 'run' not in names:
       key = (family, f'{run}/{values["num_tokens"]}/{values["loss"]}')
       if key in furthest:
@@ -423,7 +425,9 @@ def _assembled(
   run, family = (np.empty(count, object) for _ in range(2))
   run[:] = [row['run'] for row in kept]
   family[:] = [row['family'] for row in kept]
-  both = np.array([f'{f}\n{r}' for f, r in zip(family, run, strict=True)])
+  both = np.array(
+    [f'{f}\n{r}\n{n}' for f, r, n in zip(family, run, num_params, strict=True)]
+  )
   return Runs(
     num_params=num_params,
     num_tokens=num_tokens,

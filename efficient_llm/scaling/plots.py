@@ -1,4 +1,7 @@
-"""Pictures of a law: in the report as drawings, in the folder as PNG."""
+"""Pictures of a law: in the report as drawings, in the folder as PNG.
+
+Over 300 lines: one function for each picture.
+"""
 
 import dataclasses
 import pathlib
@@ -16,6 +19,7 @@ from efficient_llm.training import chart, sections
 
 _COLOURS = ('#0b66b0', '#c2480a', '#00805c', '#a8457f', '#7a6200', '#5b51b8')
 _MOST_SIZES = 6
+_MOST_POINTS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +75,8 @@ def loss_by_compute(
     target: What was predicted.
     prediction: Of it.
   """
+  count = len(seen)
+  seen = _fewer(seen)
 
   def paint(axes: mpl_axes.Axes, colours: Sequence[str]) -> None:
     sizes = seen.sizes
@@ -115,7 +121,7 @@ def loss_by_compute(
     'Loss over compute',
     'loss_by_compute',
     paint,
-    f'Loss of {len(seen)} rows over compute; predicted '
+    f'Loss of {count} rows over compute; predicted '
     f'{prediction.loss[last]:.3f}, from {prediction.low[last]:.3f} to '
     f'{prediction.high[last]:.3f}, at {target.flops[last]:.2g} FLOPs.',
     f'The band holds {prediction.level:.0%} of such targets; crosses are what '
@@ -213,6 +219,7 @@ def residuals(seen: data.Runs, constants: np.ndarray) -> Picture:
     seen: Rows.
     constants: E, A, B, alpha, beta.
   """
+  seen = _fewer(seen)
   predicted = fit.predict(constants, seen.num_params, seen.num_tokens)
   left = 100 * (seen.loss / predicted - 1)
 
@@ -285,7 +292,8 @@ def bootstrap(seen: data.Runs, *, num_samples: int, seed: int = 0) -> fit.Fits:
     seed: Of the draws.
   """
   rng = np.random.default_rng(seed)
-  names, place = np.unique(seen.run.astype(str), return_inverse=True)
+  keys = [f'{r}|{n}' for r, n in zip(seen.run, seen.num_params, strict=True)]
+  names, place = np.unique(keys, return_inverse=True)
   problems: list[Any] = []
   for _ in range(num_samples):
     drawn = rng.multinomial(len(names), [1 / len(names)] * len(names))
@@ -298,6 +306,13 @@ def _log_x(axes: mpl_axes.Axes) -> None:
   """Makes x logarithmic, its ticks plain text as all of a report is."""
   axes.set_xscale('log')
   axes.xaxis.set_major_formatter(
-    ticker.FuncFormatter(lambda value, _: f'{value:.0e}'.replace('e+', 'e'))
+    ticker.FuncFormatter(
+      lambda value, _: f'{value:.0e}'.replace('e+0', 'e+').replace('e+', 'e')
+    )
   )
   axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _fewer(seen: data.Runs) -> data.Runs:
+  """Rows at even distances, as thousands of dots make a page heavy."""
+  return seen.where(np.arange(0, len(seen), -(-len(seen) // _MOST_POINTS)))

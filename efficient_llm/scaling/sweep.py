@@ -112,8 +112,8 @@ def seen_of(
   mine = mine.where(below & (mine.num_tokens > config.min_tokens))
   if not config.last_only or not len(mine):
     return mine
-  most: dict[str, int] = {}
-  for i, run in enumerate(mine.run.tolist()):
+  most: dict[tuple[str, float], int] = {}
+  for i, run in enumerate(zip(mine.run, mine.num_params, strict=True)):
     if run not in most or mine.num_tokens[i] > mine.num_tokens[most[run]]:
       most[run] = i
   return mine.where(np.array(sorted(most.values())))

@@ -115,3 +115,15 @@ def test_own_runs_give_their_learning_curves(tmp_path: pathlib.Path) -> None:
   np.testing.assert_array_equal(runs.loss, [3, 2, 3, 2])
   with pytest.raises(ValueError, match='names no file'):
     data.from_results(str(tmp_path / 'none' / '*.json'))
+
+
+def test_sizes_that_share_a_name_are_different_runs(
+  tmp_path: pathlib.Path,
+) -> None:
+  path = _write(
+    tmp_path,
+    'N,D,loss,model\n1e6,1e9,4,llama\n1e6,2e9,3.9,llama\n1e7,1e9,3.5,llama\n',
+  )
+  runs = data.read(path)
+  assert not runs.bad_rows
+  np.testing.assert_array_equal(runs.is_final, [False, True, True])
