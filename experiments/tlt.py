@@ -17,6 +17,7 @@ import sys
 import jax
 from absl import flags
 
+from efficient_llm.models.huggingface import hub
 from efficient_llm.tlt import compare, finish, rewards, train
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import loop, processes
@@ -72,7 +73,9 @@ def _compare(config: TltConfig, workdir: pathlib.Path) -> int:
 def with_flags(config: TltConfig) -> TltConfig:
   """The configuration with what the flags say."""
   if _CHECKPOINT.value is not None:
-    folder = str(pathlib.Path(_CHECKPOINT.value).absolute())
+    folder = _CHECKPOINT.value
+    if not hub.is_reference(folder):
+      folder = str(pathlib.Path(folder).absolute())
     config = dataclasses.replace(config, checkpoint=folder)
   if _TASK.value is not None:
     task = dataclasses.replace(config.task, name=_TASK.value)

@@ -65,6 +65,10 @@ class Tokenizer(Protocol):
     """
     ...
 
+  def files(self) -> dict[str, bytes]:
+    """The files that hold it for other programs, by name."""
+    ...
+
 
 class ByteTokenizer:
   """Each byte of UTF-8 is a token; four special tokens follow."""
@@ -95,11 +99,29 @@ class ByteTokenizer:
     tokens[ends - 1] = _BYTE_EOS
     return tokens, lengths
 
+  def files(self) -> dict[str, bytes]:
+    # A BPE that merges nothing; the library spells bytes as characters.
+    spelled = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    plain = [chr(b) for b in range(_NUM_BYTES) if chr(b) in spelled]
+    rest = iter(sorted(set(spelled) - set(plain)))
+    vocabulary = {
+      chr(b) if chr(b) in plain else next(rest): b for b in range(_NUM_BYTES)
+    }
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+      add_prefix_space=False, use_regex=False
+    )
+    made.decoder = tokenizers.decoders.ByteLevel()
+    names = (_BOS_NAMES, _EOS_NAMES, _PAD_NAMES, _MASK_NAMES)
+    made.add_special_tokens([one[0] for one in names])
+    return {'tokenizer.json': made.to_str(pretty=True).encode()}
+
 
 class JsonTokenizer:
   """A tokenizer of the `tokenizers` library, from its JSON."""
 
   def __init__(self, json_text: str):
+    self._json_text = json_text
     self._tokenizer = tokenizers.Tokenizer.from_str(json_text)
     # Text that spells a special token must not become one.
     self._tokenizer.encode_special_tokens = True
@@ -133,6 +155,9 @@ class JsonTokenizer:
       [d.decode() for d in documents], add_special_tokens=False
     )
     return _join([e.ids for e in encodings], self.bos_id, self.eos_id)
+
+  def files(self) -> dict[str, bytes]:
+    return {'tokenizer.json': self._json_text.encode()}
 
 
 class SentencePieceTokenizer:
@@ -173,6 +198,9 @@ class SentencePieceTokenizer:
   ) -> tuple[np.ndarray, np.ndarray]:
     encoded = self._processor.encode([d.decode() for d in documents])
     return _join(encoded, self.bos_id, self.eos_id)
+
+  def files(self) -> dict[str, bytes]:
+    return {'tokenizer.model': self._processor.serialized_model_proto()}
 
 
 def load(name: str) -> Tokenizer:

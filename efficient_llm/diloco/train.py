@@ -17,6 +17,7 @@ from efficient_llm.diloco.config import DilocoConfig
 from efficient_llm.diloco.schedule import Schedule
 from efficient_llm.diloco.state import DilocoState
 from efficient_llm.models import transformer
+from efficient_llm.models.huggingface import hub
 from efficient_llm.training import (
   batch_layout,
   chart,
@@ -28,6 +29,7 @@ from efficient_llm.training import (
   saved_run,
   sections,
   step_folders,
+  trained_run,
 )
 from efficient_llm.training import loop as loop_lib
 
@@ -138,6 +140,9 @@ def first_state(config: DilocoConfig, program: mesh_lib.Program) -> DilocoState:
   if not config.start:
     return state
   wanted = program.abstract_state(config.islands).params
+  if hub.is_reference(config.start):
+    imported = trained_run.find(config.start, name='start')
+    return program.started(state, imported.restore_params(wanted))
   try:
     params = saved_run.restore_params(
       pathlib.Path(config.start) / 'checkpoints', wanted

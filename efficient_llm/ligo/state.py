@@ -125,6 +125,11 @@ def restore(run: trained_run.TrainedRun, mesh: Mesh) -> state_lib.TrainState:
 
 def _training(run: trained_run.TrainedRun) -> dict[str, Any]:
   """The configuration that the small model was trained with."""
+  if run.imported is not None:
+    raise ValueError(
+      f'moments=True needs a pre-training run, {run.reference} is none; set '
+      '--config.moments=False.'
+    )
   checkpoints = run.workdir / 'checkpoints'
   config = saved_run.read_metadata(checkpoints, step=run.step)['config']
   if not {'optimizer', 'loop'} <= set(config):

@@ -25,6 +25,7 @@ class TransformerConfig:
     mlp_dim: Hidden size of the MLP; 4 x embed_dim (8/3 x gated) where None.
     max_positions: Longest sequence; rows of the table of learned positions.
       Images have a position for each patch instead.
+    position_offset: Unused rows that this table begins with (RoBERTa: 2).
     causal: Whether a token sees only its past (False: BERT).
     norm_placement: 'pre' ends with a final norm, 'post' begins with one.
     bias: Biases of the attention output and the MLP.
@@ -59,6 +60,7 @@ class TransformerConfig:
   head_dim: int | None = None
   mlp_dim: int | None = None
   max_positions: int = _DEFAULT_POSITIONS
+  position_offset: int = 0
   causal: bool = True
   norm: Literal['rms', 'layer'] = 'rms'
   norm_placement: Literal['pre', 'post'] = 'pre'
@@ -111,7 +113,7 @@ class TransformerConfig:
       'heads': self.num_heads,
       'kv_heads': self.num_kv_heads or self.num_heads,
       'head_dim': self.head_dim or self.embed_dim // self.num_heads,
-      'positions': self.max_positions,
+      'positions': self.max_positions + self.position_offset,
       'token_types': self.num_token_types,
       'layers': self.num_layers,
     }
@@ -141,7 +143,12 @@ class TransformerConfig:
       value = getattr(self, name)
       if value is not None and not 0 < value < float('inf'):
         raise ValueError(f'model.{name}={value} must be positive.')
-    for name in ('num_layers', 'num_token_types', 'class_layers'):
+    for name in (
+      'num_layers',
+      'num_token_types',
+      'class_layers',
+      'position_offset',
+    ):
       if getattr(self, name) < 0:
         raise ValueError(
           f'model.{name}={getattr(self, name)} must be 0 or more.'
@@ -156,6 +163,11 @@ class TransformerConfig:
       raise ValueError(
         f'model.num_heads={self.num_heads} must be divisible by '
         f'model.num_kv_heads={self.num_kv_heads}; change one of them.'
+      )
+    if self.position_offset and self.positions != 'learned':
+      raise ValueError(
+        f'model.position_offset={self.position_offset} needs '
+        "model.positions='learned'; leave it out."
       )
     if self.positions == 'rotary' and self.sizes['head_dim'] % 2:
       raise ValueError(

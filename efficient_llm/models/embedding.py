@@ -20,6 +20,7 @@ class Embedding(nnx.Module):
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
     std = config.init_std or 0.02
     self.dtype = jnp.dtype(config.dtype)
+    self.position_offset = config.position_offset
 
     def table(rows: str) -> nnx.Param:
       return layers.weight(
@@ -41,7 +42,8 @@ class Embedding(nnx.Module):
     table_VD = sharding.constrain(self.tokens[...], ('vocab', None))
     x_BTD = table_VD.astype(self.dtype)[tokens_BT]
     if hasattr(self, 'positions'):
-      x_BTD += self.positions[...].astype(self.dtype)[positions_BT]
+      rows_BT = positions_BT + self.position_offset
+      x_BTD += self.positions[...].astype(self.dtype)[rows_BT]
     if hasattr(self, 'token_types'):
       rows = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
       x_BTD += self.token_types[...].astype(self.dtype)[rows]

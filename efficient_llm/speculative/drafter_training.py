@@ -21,6 +21,7 @@ from efficient_llm import sharding, typing
 from efficient_llm.data import dataset as dataset_lib
 from efficient_llm.data import pipeline
 from efficient_llm.models import transformer
+from efficient_llm.models.huggingface import hub
 from efficient_llm.speculative import (
   drafter,
   drafter_loss,
@@ -219,7 +220,7 @@ def _find_target(
     return target_run.find(config.target)
   known = metadata['target']
   there = step_folders.steps(pathlib.Path(config.target) / 'checkpoints')
-  if known['step'] in there:
+  if known['step'] in there or hub.is_reference(config.target):
     target = target_run.find(config.target, step=known['step'])
     if target.digest == known['digest']:
       return target

@@ -52,7 +52,7 @@ def prepare(
   drafter = config.first_drafter
   if drafter is None:
     drafter = workdir / 'first_drafter'
-    warmup = dataclasses.replace(config.warmup, target=str(target.workdir))
+    warmup = dataclasses.replace(config.warmup, target=target.reference)
     outcome = drafter_training.train(warmup, workdir=drafter)
     if outcome.stopped_by is not None:
       return outcome

@@ -1,4 +1,7 @@
-"""The model and the text of a run, for whatever begins with that model."""
+"""The model and the text of a run, for whatever begins with that model.
+
+A checkpoint of transformers, named 'hf:DIR', stands for a run of step 0.
+"""
 
 import dataclasses
 import hashlib
@@ -11,12 +14,21 @@ from efficient_llm import typing
 from efficient_llm.data import pipeline
 from efficient_llm.data import tokenizer as tokenizer_lib
 from efficient_llm.models import transformer
+from efficient_llm.models.huggingface import checkpoint as foreign
+from efficient_llm.models.huggingface import hub
 from efficient_llm.training import (
   manifest,
   processes,
   saved_run,
   step_folders,
 )
+
+# Where a run that was imported keeps its tokenizer.
+CARRIED_FOLDER = 'huggingface'
+
+_TOKENIZERS = ('tokenizer.json', 'tokenizer.model')
+# As torch names them.
+_DTYPES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +42,8 @@ class TrainedRun:
     model: Its configuration.
     data: The text it was trained on.
     tokenizer: Name and fingerprint.
+    origin: Of an imported model, its config.json and the dtype of its weights.
+    imported: The checkpoint of transformers, where that is the run.
   """
 
   workdir: pathlib.Path
@@ -38,9 +52,33 @@ class TrainedRun:
   model: transformer.TransformerConfig
   data: pipeline.DataConfig
   tokenizer: Mapping[str, Any]
+  origin: Mapping[str, Any] | None = None
+  imported: foreign.Checkpoint | None = None
+
+  @property
+  def reference(self) -> str:
+    """What `find` finds it by."""
+    if self.imported is not None:
+      return f'{hub.PREFIX}{self.workdir}'
+    return str(self.workdir)
+
+  @property
+  def carried_folder(self) -> pathlib.Path | None:
+    """Holds the tokenizer's files of an imported model."""
+    if self.imported is not None:
+      return self.workdir
+    return None if self.origin is None else self.workdir / CARRIED_FOLDER
+
+  @property
+  def has_tokenizer(self) -> bool:
+    """Whether there is one; a folder of transformers may hold none."""
+    path = pathlib.Path(self.data.tokenizer)
+    return self.origin is None or path.is_file()
 
   def restore_params(self, abstract_params: typing.PyTree) -> typing.Params:
     """Restores the parameters; see `saved_run.restore_params`."""
+    if self.imported is not None:
+      return self.imported.read(abstract_params)
     return saved_run.restore_params(
       self.workdir / 'checkpoints', abstract_params, step=self.step
     )
@@ -55,7 +93,7 @@ class TrainedRun:
   def describe(self) -> dict[str, Any]:
     """Says which checkpoint it is, as JSON can hold it."""
     return {
-      'workdir': str(self.workdir),
+      'workdir': self.reference,
       'step': self.step,
       'digest': self.digest,
     }
@@ -67,12 +105,15 @@ def find(
   """Finds the newest whole checkpoint of a run.
 
   Args:
-    workdir: Folder of a pre-training run.
+    workdir: Folder of a pre-training run, or 'hf:' and a folder or repository
+      of transformers.
     name: What the user calls it, such as a flag.
     step: Take this one or fail.
   Raises:
     ValueError: If there is none.
   """
+  if hub.is_reference(workdir):
+    return _imported(str(workdir), step=step)
   workdir = pathlib.Path(workdir).absolute()
   checkpoints = workdir / 'checkpoints'
   if not checkpoints.is_dir():
@@ -93,6 +134,10 @@ def find(
     model = transformer.TransformerConfig(**metadata['model'])
     data = pipeline.DataConfig(**_with_tuples(metadata['config']['data']))
     tokenizer = metadata['tokenizer']
+    origin = metadata.get('huggingface')
+    if origin is not None:
+      path = workdir / CARRIED_FOLDER / data.tokenizer
+      data = dataclasses.replace(data, tokenizer=str(path))
   except (KeyError, TypeError) as error:
     raise ValueError(
       f'{name}={workdir} must be a pre-training run of this version: '
@@ -105,6 +150,38 @@ def find(
     model=model,
     data=data,
     tokenizer=tokenizer,
+    origin=origin,
+  )
+
+
+def _imported(reference: str, *, step: int | None) -> TrainedRun:
+  """A checkpoint of transformers as a run, which was trained elsewhere."""
+  if step:
+    raise ValueError(
+      f'{reference} must be taken at step 0, not {step}; leave the step out.'
+    )
+  opened = foreign.open_checkpoint(hub.folder(reference))
+  found = [one for one in _TOKENIZERS if (opened.folder / one).is_file()]
+  path = opened.folder / (found or _TOKENIZERS)[0]
+  fingerprint = tokenizer_lib.load(str(path)).fingerprint if found else None
+  model = opened.model
+  data = pipeline.DataConfig(
+    tokenizer=str(path),
+    sequence_length=min(256, model.max_positions),
+    objective='causal' if model.causal else 'masked',
+  )
+  return TrainedRun(
+    workdir=opened.folder,
+    step=0,
+    digest=opened.digest,
+    model=model,
+    data=data,
+    tokenizer={'name': str(path), 'fingerprint': fingerprint},
+    origin={
+      'document': dict(opened.document),
+      'dtype': _DTYPES[opened.dtype],
+    },
+    imported=opened,
   )
 
 

@@ -149,3 +149,11 @@ def test_configurations_are_keys_of_the_compilation_cache() -> None:
   small = config.TransformerConfig()
   assert hash(small) == hash(config.TransformerConfig())
   assert small != dataclasses.replace(small, num_layers=9)
+
+
+def test_unused_rows_of_positions_need_a_table_of_them() -> None:
+  learned = config.TransformerConfig(positions='learned', position_offset=2)
+  learned.validate()
+  assert learned.sizes['positions'] == learned.max_positions + 2
+  with pytest.raises(ValueError, match=r"needs model\.positions='learned'"):
+    dataclasses.replace(learned, positions='rotary').validate()
