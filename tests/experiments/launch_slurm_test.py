@@ -78,9 +78,10 @@ def test_a_stopped_job_is_queued_again_and_ends_as_one_that_was_not_stopped(
 ) -> None:
   whole, stopped = base / 'whole', base / 'stopped'
   arguments = [f'--config={base / "run.py"}', f'--workdir={whole}']
-  code, _, err = binary.finish(binary.start(arguments, cache=base / 'cache'))
+  cache = base / 'cache'
+  code, _, err = binary.finish(binary.start(arguments, cache=cache / '0'))
   assert code == 0, err
-  cluster = slurm_stand_in.Slurm(tmp_path, cache=base / 'cache')
+  cluster = slurm_stand_in.Slurm(tmp_path, cache=cache)
   code, out, err = cluster.run(
     _script(base / 'one', _command(base, stopped)),
     stop_when=lambda: binary.num_lines(stopped) >= 10,
