@@ -19,7 +19,7 @@ while [[ $1 == --* ]]; do shift; done
 tasks=()
 for ((task = 0; task < SLURM_NTASKS; task++)); do
   SLURM_PROCID=$task SLURM_LOCALID=0 SLURM_STEP_NODELIST=$SLURM_JOB_NODELIST \\
-    "$@" &
+    JAX_COMPILATION_CACHE_DIR=$JAX_COMPILATION_CACHE_DIR/$task "$@" &
   tasks+=($!)
 done
 trap 'kill -TERM "${tasks[@]}"' TERM
@@ -61,7 +61,7 @@ class Slurm:
       num_tasks: Processes of the job, all on this machine.
       state: What squeue says of it.
       python: Script that stands for Python; the real one by default.
-      cache: Folder of compiled programs.
+      cache: Folder of compiled programs, one for each task below it.
     """
     self.launches = 0
     self._folder = folder

@@ -78,9 +78,10 @@ def test_a_stopped_job_is_queued_again_and_ends_as_one_that_was_not_stopped(
 ) -> None:
   whole, stopped = base / 'whole', base / 'stopped'
   arguments = [f'--config={base / "run.py"}', f'--workdir={whole}']
-  code, _, err = binary.finish(binary.start(arguments, cache=base / 'cache'))
+  cache = base / 'cache'
+  code, _, err = binary.finish(binary.start(arguments, cache=cache / '0'))
   assert code == 0, err
-  cluster = slurm_stand_in.Slurm(tmp_path, cache=base / 'cache')
+  cluster = slurm_stand_in.Slurm(tmp_path, cache=cache)
   code, out, err = cluster.run(
     _script(base / 'one', _command(base, stopped)),
     stop_when=lambda: binary.num_lines(stopped) >= 10,
@@ -91,36 +92,6 @@ def test_a_stopped_job_is_queued_again_and_ends_as_one_that_was_not_stopped(
   assert 'Resumed at step ' in err
   assert _lines(stopped) == _lines(whole)
   assert _leaves(stopped) == _leaves(whole)
-
-
-@pytest.mark.slow
-def test_all_processes_of_a_stopped_job_save_together_and_continue(
-  base: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-  results = []
-  for name in ('two_whole', 'two_stopped'):
-    workdir = base / name
-    folder = tmp_path / name
-    folder.mkdir()
-    cluster = slurm_stand_in.Slurm(
-      folder, num_tasks=2, cache=base / 'cache_two'
-    )
-    script = _script(
-      folder,
-      f'{_command(base, workdir)} --config.mesh.fsdp=2',
-      accelerator='cpu:1x2',
-    )
-    is_stopped = name == 'two_stopped'
-    code, out, err = cluster.run(
-      script,
-      stop_when=(lambda: binary.num_lines(base / 'two_stopped') >= 10)
-      if is_stopped
-      else None,
-    )
-    assert (code, cluster.launches) == (0, 2 if is_stopped else 1), err
-    assert out.count('Stopped by SIGTERM') == is_stopped
-    results.append((_lines(workdir), _leaves(workdir)))
-  assert results[0] == results[1]
 
 
 def _run_shortly(
@@ -176,3 +147,30 @@ def test_a_machine_that_fails_its_check_runs_nothing(
 ) -> None:
   assert _run_shortly(tmp_path, stop=False, doctor=1)[:2] == (1, 1)
   assert not (tmp_path / 'started').exists()
+
+
+def test_every_process_is_told_of_the_others_and_to_stop(
+  tmp_path: pathlib.Path,
+) -> None:
+  python = f"""\
+#!/usr/bin/env bash
+cd {tmp_path}
+if [[ $2 == experiments.doctor || -e told.$SLURM_PROCID ]]; then exit 0; fi
+trap 'touch told.$SLURM_PROCID; exit 3' TERM
+echo "$@" >given.$SLURM_PROCID
+for _ in {{1..600}}; do sleep 0.1; done
+"""
+  cluster = slurm_stand_in.Slurm(tmp_path, num_tasks=2, python=python)
+  command = 'python -m experiments.pretrain --workdir=out/x'
+  script = _script(tmp_path, command, accelerator='cpu:1x2')
+  given = [tmp_path / f'given.{index}' for index in range(2)]
+  code, _, err = cluster.run(
+    script, stop_when=lambda: all(path.exists() for path in given)
+  )
+  assert (code, cluster.launches) == (0, 2), err
+  assert all((tmp_path / f'told.{index}').exists() for index in range(2))
+  words = [path.read_text().split() for path in given]
+  assert [w[-1] for w in words] == ['--process_id=0', '--process_id=1']
+  assert words[0][-3].startswith('--coordinator=127.0.0.1:')
+  assert words[0][:-1] == words[1][:-1]
+  assert '--num_processes=2' in words[0]
