@@ -65,25 +65,35 @@ def problems(folder: pathlib.Path) -> Iterator[tuple[str, sweep.Cell]]:
         yield name, cell
 
 
-def squares(constants: np.ndarray, problem: fit.Problem) -> float:
+def squares(
+  constants: np.ndarray, problem: fit.Problem, logs: np.ndarray | None = None
+) -> float:
   """Sum of squared residuals.
 
   Args:
     constants: E, A, B, alpha, beta.
     problem: The data.
+    logs: log A and log B, where A and B overflow.
   """
-  predicted = fit.predict(constants, problem.num_params, problem.num_tokens)
+  predicted = fit.predict(
+    constants, problem.num_params, problem.num_tokens, logs=logs
+  )
   return float(np.sum((predicted - problem.loss) ** 2))
 
 
-def huber(constants: np.ndarray, problem: fit.Problem) -> float:
+def huber(
+  constants: np.ndarray, problem: fit.Problem, logs: np.ndarray | None = None
+) -> float:
   """Sum of Huber's function of log residuals.
 
   Args:
     constants: E, A, B, alpha, beta.
     problem: The data.
+    logs: log A and log B, where A and B overflow.
   """
-  predicted = fit.predict(constants, problem.num_params, problem.num_tokens)
+  predicted = fit.predict(
+    constants, problem.num_params, problem.num_tokens, logs=logs
+  )
   r = np.abs(np.log(predicted) - np.log(problem.loss))
   linear = _DELTA * (r - _DELTA / 2)
   return float(np.sum(np.where(r <= _DELTA, r * r / 2, linear)))
@@ -177,7 +187,7 @@ def compare(
     single, single_cpu = single + taken, single_cpu + taken_cpu
     if constants is None:
       continue
-    ours = squares(by_squares.constants[i], problem)
+    ours = squares(by_squares.constants[i], problem, by_squares.logs[i])
     theirs = squares(constants, problem)
     if _worse(ours, theirs, problem):
       worse.append(_note(name, 'squared', ours, theirs))
@@ -187,7 +197,7 @@ def compare(
     name, problem = every[i]
     constants, taken, taken_cpu = _timed(functools.partial(multistart, problem))
     many, many_cpu = many + taken, many_cpu + taken_cpu
-    ours = huber(by_huber.constants[i], problem)
+    ours = huber(by_huber.constants[i], problem, by_huber.logs[i])
     theirs = huber(constants, problem)
     if _worse(ours, theirs, problem):
       worse.append(_note(name, 'huber', ours, theirs))

@@ -69,7 +69,9 @@ class Fits:
   """Laws, one entry for each problem.
 
   Attributes:
-    constants: [P, 5]: E, A, B, alpha, beta.
+    constants: [P, 5]: E, A, B, alpha, beta. A and B overflow where an exponent
+      runs off to its bound.
+    logs: [P, 2]: log A and log B, which do not.
     objective: Sum over rows, of squares or of Huber's function.
     agreeing: Starts that ended at the lowest objective, within 1e-6 of it, on
       a sample of 384 rows where there are more.
@@ -78,6 +80,7 @@ class Fits:
   """
 
   constants: np.ndarray
+  logs: np.ndarray
   objective: np.ndarray
   agreeing: np.ndarray
   num_starts: int
@@ -85,11 +88,15 @@ class Fits:
 
   def predict(self, num_params: np.ndarray, num_tokens: np.ndarray):
     """Loss in nats by law and place, [P, n]."""
-    return predict(self.constants, num_params, num_tokens)
+    return predict(self.constants, num_params, num_tokens, logs=self.logs)
 
 
 def predict(
-  constants: np.ndarray, num_params: np.ndarray, num_tokens: np.ndarray
+  constants: np.ndarray,
+  num_params: np.ndarray,
+  num_tokens: np.ndarray,
+  *,
+  logs: np.ndarray | None = None,
 ) -> np.ndarray:
   """Loss in nats.
 
@@ -97,16 +104,19 @@ def predict(
     constants: [..., 5]: E, A, B, alpha, beta.
     num_params: [n].
     num_tokens: [n].
+    logs: [..., 2]: log A and log B, where A and B overflow.
   Returns:
     [..., n].
   """
-  e, a, b, alpha, beta = (constants[..., i, None] for i in range(5))
+  logs = _log(constants[..., 1:3]) if logs is None else logs
+  log_a, log_b = logs[..., 0, None], logs[..., 1, None]
+  e, alpha, beta = (constants[..., i, None] for i in (0, 3, 4))
   with np.errstate(over='ignore'):
     # A large A with a large exponent is finite only in logarithms.
     return (
       e
-      + np.exp(_log(a) - alpha * np.log(num_params))
-      + np.exp(_log(b) - beta * np.log(num_tokens))
+      + np.exp(log_a - alpha * np.log(num_params))
+      + np.exp(log_b - beta * np.log(num_tokens))
     )
 
 
@@ -153,8 +163,8 @@ def solve(
     )
   joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
   back = np.argsort(order, kind='stable')
-  constants, objective, agreeing, steps = (part[back] for part in joined)
-  return Fits(constants, objective, agreeing, _NUM_STARTS[loss], steps)
+  constants, logs, objective, agreeing, steps = (part[back] for part in joined)
+  return Fits(constants, logs, objective, agreeing, _NUM_STARTS[loss], steps)
 
 
 def _check(problem: Problem) -> None:
@@ -197,10 +207,10 @@ def _solve_batch(
     found = [np.asarray(part)[: len(problems)] for part in found]
   scaled, objective, agreeing, steps = found
   constants = scaled.copy()
+  logs = _log(scaled[:, 1:3]) + scaled[:, 3:] * least[: len(problems)]
   with np.errstate(over='ignore'):
-    shift = scaled[:, 3:] * least[: len(problems)]
-    constants[:, 1:3] = np.exp(_log(scaled[:, 1:3]) + shift)
-  return constants, objective, agreeing, steps
+    constants[:, 1:3] = np.exp(logs)
+  return constants, logs, objective, agreeing, steps
 
 
 def _log(values: np.ndarray) -> np.ndarray:

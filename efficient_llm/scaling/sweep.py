@@ -279,9 +279,8 @@ def heat_map(
     if fits is None:
       error = guide_error(cell)
     else:
-      predicted = fit.predict(
-        fits.constants[i], cell.target.num_params, cell.target.num_tokens
-      )
+      target = cell.target
+      predicted = fits.predict(target.num_params, target.num_tokens)[i]
       error = relative_error(predicted, cell.target)
     place = counts.index(cell.num_models), config.shares.index(cell.share)
     errors[place] = np.nan if error is None else error
