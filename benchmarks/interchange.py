@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -244,7 +243,7 @@ def write_large(folder: pathlib.Path) -> None:
     folder: New.
   """
   config = presets.get(
-    'llama_350m', num_layers=34, max_positions=2048, mlp_dim=2816
+    'llama_350m', num_layers=37, max_positions=2048, mlp_dim=2816
   )
   rng = np.random.default_rng(0)
   noise = rng.normal(scale=0.02, size=1 << 20).astype(np.float32)
@@ -264,10 +263,11 @@ def measure_memory(folder: pathlib.Path) -> dict[str, Any]:
   """
   run = trained_run.find(f'hf:{folder}', name='from')
   jax.block_until_ready(jnp.zeros(8))
-  before = _resident_bytes()
+  before = _status_bytes('VmRSS')
   params = interchange.read_sharded(run, sharding.MeshConfig())
   jax.block_until_ready(params)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  # Not getrusage's, which counts what the process that started this one had.
+  peak = _status_bytes('VmHWM')
   model = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   files = shards.files(checkpoint.open_checkpoint(folder).tensors)
   largest = max(path.stat().st_size for path in files)
@@ -280,9 +280,9 @@ def measure_memory(folder: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def _resident_bytes() -> int:
+def _status_bytes(name: str) -> int:
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
-    if line.startswith('VmRSS:'):
+    if line.startswith(f'{name}:'):
       return int(line.split()[1]) * 1024
   raise RuntimeError('This system does not say how much memory is in use.')
 
