@@ -13,7 +13,7 @@ from efficient_llm.models.config import TransformerConfig
 from efficient_llm.training import loop, pretrain
 from efficient_llm.training.config import PretrainConfig
 from experiments import configuration
-from tests import tiny
+from tests import tiny, tiny_images
 
 _FILE = 'experiments/configs/ligo_papers.py'
 pytestmark = pytest.mark.usefixtures('compilation_cache')
@@ -24,11 +24,24 @@ _PAIRS = [
   # As the first, with other sizes and without token types.
   pytest.param('bert_base', 'bert_base_large', marks=pytest.mark.slow),
   pytest.param('roberta_small', 'roberta_small_base', marks=pytest.mark.slow),
+  pytest.param('cait_xs24', 'cait_xs24_s24', marks=pytest.mark.slow),
+  pytest.param('deit_small', 'deit_small_base', marks=pytest.mark.slow),
 ]
 
 
 def _narrow(model: TransformerConfig) -> TransformerConfig:
   """A sixteenth of the width and a third of the depth."""
+  if model.reads_images:
+    return dataclasses.replace(
+      model,
+      num_layers=model.num_layers // 6,
+      embed_dim=model.embed_dim // 12,
+      head_dim=4,
+      vocab_size=len(tiny_images.CLASSES),
+      patch_size=3,
+      image_size=tiny_images.SIZE,
+      dtype='float32',
+    )
   return dataclasses.replace(
     model,
     num_layers=model.num_layers // 3,
@@ -40,14 +53,22 @@ def _narrow(model: TransformerConfig) -> TransformerConfig:
   )
 
 
-def _short(config: Any, text: pathlib.Path) -> Any:
+def _short(config: Any, folder: pathlib.Path) -> Any:
+  of_kind: dict[str, Any] = {
+    'path': str(folder / 'text.txt'),
+    'sequence_length': 32,
+  }
+  if config.model.reads_images:
+    of_kind = {
+      'path': str(folder / 'images'),
+      'image_size': tiny_images.SIZE,
+    }
   data = dataclasses.replace(
     config.data,
-    path=str(text),
-    cache_dir=str(text.parent / 'cache'),
-    sequence_length=32,
+    cache_dir=str(folder / 'cache'),
     batch_size=8,
     validation_fraction=0.2,
+    **of_kind,
   )
   optimizer = dataclasses.replace(
     config.optimizer, warmup_steps=1, learning_rate=3e-3
@@ -61,7 +82,7 @@ def _short(config: Any, text: pathlib.Path) -> Any:
   if isinstance(config, LigoConfig):
     changes |= {
       'learn': dataclasses.replace(config.learn, num_steps=4),
-      'small': str(text.parent / 'small'),
+      'small': str(folder / 'small'),
     }
   return dataclasses.replace(config, **changes)
 
@@ -70,12 +91,13 @@ def _short(config: Any, text: pathlib.Path) -> Any:
 def test_a_pair_grows_from_nothing_to_its_report(
   before: str, name: str, tmp_path: pathlib.Path
 ) -> None:
-  text = tiny.write_text(tmp_path)
+  tiny.write_text(tmp_path)
+  tiny_images.write_folder(tmp_path / 'images', size=tiny_images.SIZE)
   small = configuration.resolve(f'{_FILE}:{before}', PretrainConfig, {})
-  pretrain.train(_short(small, text), workdir=tmp_path / 'small')
+  pretrain.train(_short(small, tmp_path), workdir=tmp_path / 'small')
   config = configuration.resolve(f'{_FILE}:{name}', LigoConfig, {})
   config.validate()
-  train.train(_short(config, text), workdir=tmp_path / 'large')
+  train.train(_short(config, tmp_path), workdir=tmp_path / 'large')
   result = json.loads((tmp_path / 'large' / 'result.json').read_text())
   card = result['growth']
   assert card['operator_steps'] == 4
