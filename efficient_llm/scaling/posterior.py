@@ -139,7 +139,10 @@ def gather(runs: data.Runs, reference: Reference) -> Cells:
   order = np.lexsort((y, place))
   first = np.r_[0, np.cumsum(count)[:-1]]
   middle = y[order][first + (count - 1) // 2] + y[order][first + count // 2]
-  mean = lambda values: np.bincount(place, values) / count  # noqa: E731
+
+  def mean(values: np.ndarray) -> np.ndarray:
+    return np.bincount(place, values) / count
+
   return Cells(mean(n), mean(d), middle / 2, mean(progress), count)
 
 
