@@ -13,6 +13,7 @@ from tests import tiny_images
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 
+@pytest.mark.slow
 def test_islands_learn_classes(tmp_path: pathlib.Path) -> None:
   images = tiny_images.write_folder(tmp_path / 'images', size=tiny_images.SIZE)
   run = tiny_images.config(images, cache_dir=tmp_path / 'cache', num_steps=60)

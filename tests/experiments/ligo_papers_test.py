@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 _PAIRS = [
   ('bert_small', 'bert_small_base'),
-  ('gpt2', 'gpt2_medium'),
+  pytest.param('gpt2', 'gpt2_medium', marks=pytest.mark.slow),
   # As the first, with other sizes and without token types.
   pytest.param('bert_base', 'bert_base_large', marks=pytest.mark.slow),
   pytest.param('roberta_small', 'roberta_small_base', marks=pytest.mark.slow),

@@ -88,6 +88,11 @@ def choose(config: TransformerConfig, *, name: str | None = None) -> str:
   Raises:
     ValueError: If no family has such a model; says what does not fit.
   """
+  if config.reads_images:
+    raise ValueError(
+      f'model.patch_size={config.patch_size} is of a model of images, which no '
+      'family here has; take a model of text.'
+    )
   if name is None:
     name = _likely(config)
   if name not in FAMILIES:

@@ -227,7 +227,12 @@ def test_an_index_must_list_its_files_tensors(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-  'preset', [name for name in presets.PRESETS if 'ladder' not in name]
+  'preset',
+  [
+    name
+    for name, model in presets.PRESETS.items()
+    if 'ladder' not in name and not model.reads_images
+  ],
 )
 def test_every_preset_has_a_family(preset: str) -> None:
   config = presets.get(preset)
@@ -235,6 +240,11 @@ def test_every_preset_has_a_family(preset: str) -> None:
     config = presets.get(preset, num_token_types=1)
   name = families.choose(config)
   assert name in preset or preset == 'test'
+
+
+def test_a_model_of_images_has_no_family() -> None:
+  with pytest.raises(ValueError, match='patch_size=16 is of a model of images'):
+    families.choose(presets.get('deit_small'))
 
 
 def test_a_model_of_no_family_cannot_be_exported(
