@@ -108,6 +108,7 @@ def test_a_start_that_is_none_is_refused(folder: pathlib.Path) -> None:
     train.train(config, workdir=folder / 'never')
 
 
+@pytest.mark.slow
 def test_sgd_averaged_at_every_step_is_data_parallel(
   folder: pathlib.Path,
 ) -> None:

@@ -19,7 +19,7 @@ _FILE = 'experiments/configs/ligo_papers.py'
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 _PAIRS = [
-  ('bert_small', 'bert_small_base'),
+  pytest.param('bert_small', 'bert_small_base', marks=pytest.mark.slow),
   pytest.param('gpt2', 'gpt2_medium', marks=pytest.mark.slow),
   # As the first, with other sizes and without token types.
   pytest.param('bert_base', 'bert_base_large', marks=pytest.mark.slow),

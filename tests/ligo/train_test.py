@@ -392,6 +392,7 @@ def test_moments_are_carried_over_into_the_run(folder: pathlib.Path) -> None:
   assert isinstance(outcome, loop.Outcome)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_half_adopted_is_adopted_whole_at_the_next_call(
   folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_chinchilla_s_replication_is_reproduced() -> None:
 
 
 @_NEEDS_DATA
+@pytest.mark.slow
 def test_bootstraps_of_chinchilla_have_the_published_intervals() -> None:
   runs = published.families()['chinchilla_epoch']
   runs = runs.where(np.argsort(runs.loss)[:-5])
