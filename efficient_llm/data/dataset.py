@@ -5,6 +5,7 @@ configuration and the step alone, whatever the number of processes, and the
 state of an iterator is a number.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ class Examples:
   read: Callable[[Sequence[tuple[int, int]]], batches.Batch]
 
 
-class Dataset:
+class Dataset(abc.ABC):
   """One split of a data set.
 
   Attributes:
@@ -63,16 +64,17 @@ class Dataset:
     self._is_validation = split == 'validation'
 
   @property
+  @abc.abstractmethod
   def vocabulary(self) -> Vocabulary:
     """What the targets are numbers of."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def statistics(self) -> dict[str, int | float]:
     """Counts what the split holds."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _examples(self) -> Examples:
-    raise NotImplementedError
+    """What a batch is made of."""
 
   def _examples_of_island(
     self, island: tuple[int, int]

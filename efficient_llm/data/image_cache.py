@@ -5,8 +5,6 @@ takes size x size x channels bytes an image: 150 kB at 224 pixels.
 """
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -19,7 +17,6 @@ Log = Callable[[str], None]
 
 _PIXELS = 'pixels.bin'
 _TABLE = 'images.bin'
-_SUMMARY = 'summary.json'
 _CONTENTS = (_PIXELS, _TABLE)
 _SECS_BETWEEN_LOGS = 5.0
 _IMAGE = np.dtype([('name', np.int64), ('content_hash', np.uint64)])
@@ -78,9 +75,8 @@ def _build(
     for name, pixels in files.read():
       raw = pixels.tobytes()
       output.write(raw)
-      digest = hashlib.blake2b(raw, digest_size=8).digest()
       number = names.setdefault(name, len(names))
-      rows.append((number, int.from_bytes(digest, 'little')))
+      rows.append((number, staging.content_hash(raw)))
       if time.monotonic() - last > _SECS_BETWEEN_LOGS:
         last = time.monotonic()
         log(f'data: decoded {len(rows):,} images')
@@ -91,20 +87,16 @@ def _build(
     'names': list(names),
     'shape': [len(rows), files.size, files.size, files.channels],
   }
-  summary['hash'] = staging.digest_of(folder, _CONTENTS, summary)
-  (folder / _SUMMARY).write_text(json.dumps(summary, indent=2))
+  staging.write_summary(folder, _CONTENTS, summary)
 
 
 def _open(folder: pathlib.Path) -> ImageCache | None:
   """Opens an entry; None where it is missing or not as it was written."""
   with corpus.readable(folder):
-    try:
-      summary = json.loads((folder / _SUMMARY).read_text())
-      fingerprint = summary.pop('hash')
-      if fingerprint != staging.digest_of(folder, _CONTENTS, summary):
-        return None
-    except (FileNotFoundError, ValueError, AttributeError, KeyError):
+    found = staging.read_summary(folder, _CONTENTS)
+    if found is None:
       return None
+    summary, fingerprint = found
     table = np.fromfile(folder / _TABLE, _IMAGE)
     shape = tuple(summary['shape'])
     pixels = np.memmap(folder / _PIXELS, np.uint8, 'r', shape=shape)

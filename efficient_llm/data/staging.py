@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 _Entry = TypeVar('_Entry')
 _BYTES_READ_AT_ONCE = 4 << 20
+_SUMMARY = 'summary.json'
 
 
 def open_or_build(
@@ -58,10 +59,50 @@ def digest(chunks: Iterable[bytes]) -> str:
   return found.hexdigest()
 
 
-def digest_of(
+def content_hash(content: bytes) -> int:
+  """Hash of a document or an image, of 64 bits."""
+  found = hashlib.blake2b(content, digest_size=8).digest()
+  return int.from_bytes(found, 'little')
+
+
+def write_summary(
+  folder: pathlib.Path, names: Sequence[str], summary: Mapping[str, Any]
+) -> None:
+  """Writes what is said of an entry, with a hash of that and of its files.
+
+  Args:
+    folder: Of the entry.
+    names: Its other files, which are written already.
+    summary: As JSON can hold it.
+  """
+  written = {**summary, 'hash': _digest_of(folder, names, summary)}
+  (folder / _SUMMARY).write_text(json.dumps(written, indent=2))
+
+
+def read_summary(
+  folder: pathlib.Path, names: Sequence[str]
+) -> tuple[dict[str, Any], str] | None:
+  """What is said of an entry, and the hash.
+
+  Args:
+    folder: Of the entry.
+    names: As for `write_summary`.
+  Returns:
+    None where the entry is missing or not as it was written.
+  """
+  try:
+    summary = json.loads((folder / _SUMMARY).read_text())
+    fingerprint = summary.pop('hash')
+    if fingerprint != _digest_of(folder, names, summary):
+      return None
+  except (FileNotFoundError, ValueError, AttributeError, KeyError):
+    return None
+  return summary, fingerprint
+
+
+def _digest_of(
   folder: pathlib.Path, names: Sequence[str], summary: Mapping[str, Any]
 ) -> str:
-  """Hash of some files of a folder and what is said of them."""
   settings = json.dumps(summary, sort_keys=True).encode()
   contents = (chunk for name in names for chunk in _chunks(folder / name))
   return digest(itertools.chain([settings], contents))

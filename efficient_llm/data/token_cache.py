@@ -7,7 +7,6 @@ are hashed when written and checked when opened.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -23,7 +22,6 @@ Log = Callable[[str], None]
 _FORMAT = 1
 _TOKENS = 'tokens.bin'
 _DOCUMENTS = 'documents.bin'
-_SUMMARY = 'summary.json'
 _CONTENTS = (_TOKENS, _DOCUMENTS)
 # Enough documents to keep a batch encoder busy, few enough to hold in memory.
 _BYTES_ENCODED_AT_ONCE = 4 << 20
@@ -126,7 +124,7 @@ def _build(
       record['num_tokens'] = lengths
       record['num_bytes'] = [len(document) for document in documents]
       record['file'] = owners
-      record['content_hash'] = [_content_hash(d) for d in documents]
+      record['content_hash'] = [staging.content_hash(d) for d in documents]
       records.append(record)
       num_invalid_utf8 += num_invalid
   table = np.concatenate(records) if records else np.empty(0, _DOCUMENT)
@@ -135,8 +133,7 @@ def _build(
     'dtype': np.dtype(dtype).name,
     'num_invalid_utf8': num_invalid_utf8,
   }
-  summary['hash'] = staging.digest_of(folder, _CONTENTS, summary)
-  (folder / _SUMMARY).write_text(json.dumps(summary, indent=2))
+  staging.write_summary(folder, _CONTENTS, summary)
 
 
 def _groups(
@@ -189,13 +186,10 @@ class _Progress:
 def _open(folder: pathlib.Path) -> TokenCache | None:
   """Opens an entry; None where it is missing or not as it was written."""
   with corpus.readable(folder):
-    try:
-      summary = json.loads((folder / _SUMMARY).read_text())
-      fingerprint = summary.pop('hash')
-      if fingerprint != staging.digest_of(folder, _CONTENTS, summary):
-        return None
-    except (FileNotFoundError, ValueError, AttributeError, KeyError):
+    found = staging.read_summary(folder, _CONTENTS)
+    if found is None:
       return None
+    summary, fingerprint = found
     table = np.fromfile(folder / _DOCUMENTS, _DOCUMENT)
     lengths = table['num_tokens']
     tokens = np.empty(0, summary['dtype'])
@@ -212,8 +206,3 @@ def _open(folder: pathlib.Path) -> TokenCache | None:
     num_invalid_utf8=summary['num_invalid_utf8'],
     fingerprint=fingerprint,
   )
-
-
-def _content_hash(document: bytes) -> int:
-  digest = hashlib.blake2b(document, digest_size=8).digest()
-  return int.from_bytes(digest, 'little')

@@ -84,6 +84,7 @@ def designs(
   prior = prior or borrow.published()
   if constants is None:
     constants = _typical(prior, target_params, target_tokens)
+  target = data.make(target_params, target_tokens, np.nan)
   found = []
   for count, ratio, spread, per, partial in itertools.product(
     (1, 2, 3, 4, 5, 6),
@@ -105,13 +106,12 @@ def designs(
       _judge(
         sizes,
         tokens,
-        partial,
-        cost,
-        target_params,
-        target_tokens,
-        constants,
-        noise,
-        prior,
+        partial=partial,
+        flops=cost,
+        target=target,
+        constants=constants,
+        noise=noise,
+        prior=prior,
       )
     )
   if not found:
@@ -145,24 +145,24 @@ def _typical(
 
 
 def _judge(
-  sizes,
-  tokens,
-  partial,
-  cost,
-  target_params,
-  target_tokens,
-  constants,
-  noise,
-  prior,
+  sizes: np.ndarray,
+  tokens: np.ndarray,
+  *,
+  partial: bool,
+  flops: float,
+  target: data.Runs,
+  constants: np.ndarray,
+  noise: float,
+  prior: borrow.Prior,
 ) -> Design:
+  """The design with the error that its rows lead to."""
   shares = np.geomspace(_FIRST_CHECKPOINT, 1, _NUM_CHECKPOINTS)
   n = np.repeat(sizes, _NUM_CHECKPOINTS)
   d = np.outer(tokens, shares).ravel()
   if partial:
-    n = np.r_[n, np.full(_NUM_CHECKPOINTS, target_params)]
-    d = np.r_[d, 0.3 * target_tokens * shares]
+    n = np.r_[n, np.repeat(target.num_params, _NUM_CHECKPOINTS)]
+    d = np.r_[d, 0.3 * target.num_tokens * shares]
   rows = data.make(n, d, fit.predict(constants, n, d))
-  target = data.make(target_params, target_tokens, np.nan)
   guess = posterior.forecast(rows, target, prior, correlated=False)
   # What a law is off by even with exact data, and what one run's luck adds.
   deviation = float(
@@ -172,7 +172,7 @@ def _judge(
     tuple(sizes.tolist()),
     tuple(tokens.tolist()),
     partial,
-    cost,
+    flops,
     100 * math.sqrt(2 / math.pi) * deviation,
     100 * intervals.PUBLISHED.tested * deviation,
   )

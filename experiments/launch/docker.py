@@ -32,10 +32,11 @@ CMD @{command}
 # The plug-in's version follows from that of the locked jax, and nothing that
 # is locked may move for it; its hash is not in the lock, which serves the CPU.
 _ACCELERATOR = """\
-RUN python -m pip freeze >/tmp/locked.txt \\
+RUN locked=$(mktemp) && python -m pip freeze >"$locked" \\
     && python -m pip install --no-cache-dir --only-binary=:all: \\
-      --constraint=/tmp/locked.txt '@{extra}' \\
-    && rm /tmp/locked.txt"""
+      --constraint="$locked" '@{extra}' \\
+    && rm "$locked"
+"""
 _IGNORED = """\
 .cache
 .git

@@ -34,9 +34,10 @@ setup: |
   conda activate efficient_llm
   python -m pip install --quiet --require-hashes --only-binary=:all: \\
     --requirement=requirements.lock
-  python -m pip freeze >/tmp/locked.txt
+  locked=$(mktemp)
+  python -m pip freeze >"$locked"
   python -m pip install --quiet --only-binary=:all: \\
-    --constraint=/tmp/locked.txt '@{extra}'
+    --constraint="$locked" '@{extra}'
 run: |
   set -euo pipefail
   eval "$(conda shell.bash hook)"

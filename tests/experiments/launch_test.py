@@ -249,7 +249,7 @@ def test_dockerfile_installs_by_hash_and_runs_as_nobody_special() -> None:
   installs = [step for step in steps if ' pip install ' in step]
   assert '--require-hashes' in installs[0]
   assert '--requirement=requirements.lock' in installs[0]
-  assert "--constraint=/tmp/locked.txt 'jax[cuda13]'" in installs[1]
+  assert '--constraint="$locked" \'jax[cuda13]\'' in installs[1]
   assert names.index('USER') < names.index('CMD')
   assert steps[names.index('USER')] == 'USER trainer'
   assert f'useradd --create-home --uid={job_lib.UID} trainer' in text
