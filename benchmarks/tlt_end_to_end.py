@@ -24,7 +24,6 @@ its own way of training the drafter in place of idle time where it has another.
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import statistics
 import sys
@@ -44,7 +43,7 @@ from efficient_llm.speculative import strategy_config
 from efficient_llm.tlt import start as start_lib
 from efficient_llm.tlt import trainer as trainer_lib
 from efficient_llm.tlt.config import TltConfig
-from experiments import configuration
+from experiments import configuration, cpu_workers
 
 _CONFIG = 'experiments/configs/tlt_cpu.py'
 _NODES = (1, 4, 8)
@@ -146,10 +145,7 @@ def main() -> None:
   """Measures the table."""
   arguments, config, chosen = _arguments()
   mode = config.drafter.mode
-  # Before the first device is asked for: a device of each core.
-  jax.config.update('jax_num_cpu_devices', 2)
-  options = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'{options} --xla_cpu_multi_thread_eigen=false'
+  cpu_workers.make_devices(2)
   num_steps = 6 if arguments.quick else arguments.steps
   start = start_lib.prepare(config, arguments.cache_dir.absolute())
   if not isinstance(start, start_lib.Start):

@@ -10,18 +10,16 @@ At the end the folder holds the policy and, in drafter/, its drafter:
 """
 
 import dataclasses
-import os
 import pathlib
 import sys
 
-import jax
 from absl import flags
 
 from efficient_llm.models.huggingface import hub
 from efficient_llm.tlt import compare, finish, rewards, train
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import loop, processes
-from experiments import runner
+from experiments import cpu_workers, runner
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'Folder of the run whose model is gone on from.'
@@ -29,9 +27,6 @@ _CHECKPOINT = flags.DEFINE_string(
 _TASK = flags.DEFINE_string('task', None, 'Short for --config.task.name.')
 _AB = flags.DEFINE_integer(
   'ab', None, 'Only answer so many steps with and without TLT, and compare.'
-)
-_WORKERS = flags.DEFINE_integer(
-  'cpu_workers', None, 'Rollout workers on a CPU, each with one core.'
 )
 
 
@@ -83,24 +78,11 @@ def with_flags(config: TltConfig) -> TltConfig:
   return config
 
 
-def start_cpu_workers() -> None:
-  """Makes a device of each core, as XLA gives one device all of them."""
-  count = _WORKERS.value
-  if count is None:
-    return
-  if count < 1:
-    raise ValueError(f'--cpu_workers={count} must be at least 1.')
-  jax.config.update('jax_num_cpu_devices', count)
-  # Read when the first device is asked for, which is later.
-  options = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'{options} --xla_cpu_multi_thread_eigen=false'
-
-
 if __name__ == '__main__':
   runner.main(
     run,
     default_config='experiments/configs/tlt_cpu.py',
     config_type=TltConfig,
     workdir='out/tlt',
-    before_jax=start_cpu_workers,
+    before_jax=cpu_workers.start,
   )

@@ -21,6 +21,7 @@ _LAYERS = (
   ('training',),
   ('speculative', 'scaling', 'ligo', 'diloco'),
   ('tlt',),
+  ('end_to_end',),
   ('experiments',),
   ('benchmarks',),
 )

@@ -92,8 +92,6 @@ class DilocoConfig(pretrain.PretrainConfig):
   """A pre-training run on islands; data.batch_size is an island's.
 
   Attributes:
-    start: Folder of a run with the same model, whose newest parameters all
-      islands start from; inner moments start anew. Empty for new parameters.
     islands: How many there are; several may share a device.
     sync_period: Inner steps between two syncs of the same parameters.
     method: 'diloco' with all its settings; 'eager' applies an average a round
@@ -102,7 +100,6 @@ class DilocoConfig(pretrain.PretrainConfig):
   """
 
   mesh: sharding.MeshConfig = sharding.MeshConfig(island=-1, fsdp=1)
-  start: str = ''
   islands: int = 8
   sync_period: int = 500
   method: Method = 'diloco'

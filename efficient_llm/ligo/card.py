@@ -113,7 +113,7 @@ def curve(
   """
   records = metrics.read_metrics(workdir, kind='eval')
   points = [(x['tokens'], x['loss']) for x in records if 'loss' in x]
-  if first is not None:
+  if first is not None and not (points and points[0][0] == 0):
     points = [(0.0, first), *points]
   # One that is not finite may be a string in a file.
   points = [point for point in points if math.isfinite(float(point[1]))]

@@ -256,6 +256,11 @@ class LigoConfig(PretrainConfig):
         "small must name the folder of the small model's run; set "
         '--config.small=out/pretrain.'
       )
+    if self.start:
+      raise ValueError(
+        f'start={self.start!r} must be empty, as growth begins with '
+        f'small={self.small!r}; leave it out.'
+      )
     if self.method == 'auto':
       self.probe.check(learn=self.learn, num_steps=self.loop.num_steps)
       if not self.data.validation_fraction and not self.data.validation_path:

@@ -24,11 +24,16 @@ class TltConfig:
     first_drafter: Folder of a drafter's run for that checkpoint; None trains
       one first, where speculation needs one.
     task: The problems.
-    supervised: The stage that makes the model; its data are the examples.
+    supervised: The stage that makes the model; its data are the examples. With
+      a start of its own, that run's model and tokenizer take the place of its
+      own.
     num_examples: Worked examples of that stage.
     warmup: How the first drafter is trained, on the text of the model's run.
     max_prompt_tokens: Room for a prompt.
     eval_problems: Held-out problems of an evaluation, one answer to each.
+    measure_plain: Whether every step's problems are answered by plain decoding
+      as well, before or after in turn, to say what speculation saves. It costs
+      that time and changes nothing else.
     seed: Of answers and of the drafter's data.
     process_timeout_secs: Where several processes run: how long the first to end
       its answers, or its rewards, waits for the last before the run ends.
@@ -50,6 +55,7 @@ class TltConfig:
   mesh: sharding.MeshConfig = sharding.MeshConfig()
   max_prompt_tokens: int = 32
   eval_problems: int = 64
+  measure_plain: bool = False
   seed: int = 0
   process_timeout_secs: float = 3600.0
 
@@ -67,6 +73,16 @@ class TltConfig:
         f'rollout.max_rounds={self.rollout.max_rounds} looks for informative '
         'groups, so the others must be left out; set '
         'update.drop_uninformative=True.'
+      )
+    if self.measure_plain and (
+      self.rollout.speculation == 'off'
+      or self.rollout.is_partial
+      or self.rollout.max_rounds > 1
+    ):
+      raise ValueError(
+        'measure_plain=True compares whole steps with speculation; set '
+        "rollout.speculation to other than 'off', rollout.finish_share and "
+        'rollout.max_rounds to 1, or measure_plain to False.'
       )
     timeout = self.process_timeout_secs
     if not 0 < timeout <= _MAX_SECS:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from efficient_llm.speculative import target_run
-from efficient_llm.tlt import rewards, rollout, spot_trainer
+from efficient_llm.tlt import plain_decoding, rewards, rollout, spot_trainer
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import (
   chart,
@@ -161,7 +161,7 @@ def _report(
 ) -> None:
   records = metrics.read_metrics(workdir, kind='train')
   evaluations = metrics.read_metrics(workdir, kind='eval')
-  last = records[-1]
+  last, saved = records[-1], plain_decoding.savings(records)
   report.write_result(
     workdir,
     {
@@ -174,6 +174,7 @@ def _report(
       'drafter_off': last['drafter_off'] > 0,
       'idle_secs': _total(records, 'idle_secs'),
       'idle_used_secs': _total(records, 'idle_used_secs'),
+      **saved,
       'config': dataclasses.asdict(config),
     },
   )
@@ -186,6 +187,17 @@ def _report(
     ]
     return chart.Curve(title, series, 'steps', unit, from_zero=True)
 
+  tiles = []
+  if saved:
+    tiles.append(
+      sections.Tile(
+        'Speed against plain decoding',
+        saved['speedup_step'],
+        'times',
+        f'rollouts alone {saved["speedup_rollout"]:.2f}; '
+        f'{saved["plain_same_tokens"]:.1%} of tokens the same',
+      )
+    )
   rewards_shown = [
     chart.Series('training', steps, [record['reward'] for record in records]),
     chart.Series(
@@ -206,6 +218,7 @@ def _report(
             last['acceptance_length'],
             note='drafter switched off' if last['drafter_off'] else '',
           ),
+          *tiles,
         ]
       ),
       chart.Curve('Reward', rewards_shown, 'steps', 'mean', from_zero=True),
@@ -230,7 +243,7 @@ def _report(
   )
 
 
-def _total(records: list[dict[str, Any]], name: str) -> float:
+def _total(records: Sequence[Mapping[str, Any]], name: str) -> float:
   return sum(record[name] for record in records)
 
 

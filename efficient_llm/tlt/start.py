@@ -11,7 +11,7 @@ from efficient_llm.speculative import drafter_training, target_run
 from efficient_llm.tlt import problems
 from efficient_llm.tlt.config import TltConfig
 from efficient_llm.training import loop as loop_lib
-from efficient_llm.training import pretrain, processes
+from efficient_llm.training import pretrain, processes, trained_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,10 @@ def prepare(
 def _supervise(
   config: TltConfig, task: task_lib.Task, folder: pathlib.Path
 ) -> loop_lib.Outcome:
-  """Makes a model from worked examples, as any pre-training run."""
+  """Makes a model from worked examples, as any pre-training run.
+
+  One that starts from another run keeps its model and its tokenizer.
+  """
   path, tokenizer = processes.on_first(
     lambda: problems.write_worked(
       task, num_examples=config.num_examples, folder=folder
@@ -74,7 +77,12 @@ def _supervise(
   )
   data = dataclasses.replace(config.supervised.data, path=path)
   model = config.supervised.model
-  if tokenizer is not None:
+  if config.supervised.start:
+    run = trained_run.find(config.supervised.start, name='supervised.start')
+    model = run.model
+    tokenizer = processes.on_first(lambda: _keep_tokenizer(run, folder))
+    data = dataclasses.replace(data, tokenizer=tokenizer)
+  elif tokenizer is not None:
     data = dataclasses.replace(data, tokenizer=tokenizer)
     size = tokenizer_lib.load(tokenizer).vocab_size
     model = dataclasses.replace(model, vocab_size=-(-size // 16) * 16)
@@ -82,3 +90,13 @@ def _supervise(
     dataclasses.replace(config.supervised, data=data, model=model),
     workdir=folder,
   )
+
+
+def _keep_tokenizer(run: trained_run.TrainedRun, folder: pathlib.Path) -> str:
+  """What the run's tokenizer is called, copied if that run has trained it."""
+  if run.data.bpe_vocab_size is None:
+    return run.data.tokenizer
+  (name, content), *_ = run.load_tokenizer().files().items()
+  path = folder / name
+  path.write_bytes(content)
+  return str(path)

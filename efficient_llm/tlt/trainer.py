@@ -22,6 +22,7 @@ from efficient_llm.tlt import (
   collection,
   finish,
   hosts,
+  plain_decoding,
   problems,
   rewards,
   rollout,
@@ -78,12 +79,18 @@ class Trainer(contextlib.AbstractContextManager):
       self._mesh, timeout_secs=config.process_timeout_secs
     )
     self._devices = list(self._mesh.local_devices)
-    self.workers = rollout.Workers(
-      config.rollout,
-      start.target.model,
+    make_workers = functools.partial(
+      rollout.Workers,
+      model=start.target.model,
       stop_tokens=(eos,),
       devices=self._devices,
     )
+    self.workers = make_workers(config.rollout)
+    self._plain: rollout.Workers | None = None
+    if config.measure_plain:
+      self._plain = make_workers(
+        dataclasses.replace(config.rollout, speculation='off')
+      )
     self._updater = update.Updater(
       config.update,
       start.target.model,
@@ -103,6 +110,7 @@ class Trainer(contextlib.AbstractContextManager):
         seed=config.seed,
       )
     self._reference = None
+    self._compared: dict[str, float] = {}
     # A process that cannot start its workers must not leave the others waiting.
     self._hosts.on_all(self._start_rewards)
 
@@ -194,7 +202,7 @@ class Trainer(contextlib.AbstractContextManager):
         separate_secs = time.perf_counter() - start
       drafter = self.spot.state
     self.last_outcome = answered
-    metrics = finish.step_metrics(
+    metrics = self._compared | finish.step_metrics(
       answered,
       collected.answered.scores,
       found | collected.metrics(found['used'], step=step),
@@ -203,6 +211,13 @@ class Trainer(contextlib.AbstractContextManager):
       separate_secs=separate_secs,
     )
     metrics |= self._backlog.metrics()
+    if self._plain is not None:
+      # All else takes as long without speculation.
+      metrics['plain_step_secs'] = (
+        metrics['plain_rollout_secs']
+        + metrics['reward_secs']
+        + metrics['update_secs']
+      )
     finish.show(step + 1, metrics)
     return state.after(policy, drafter), metrics
 
@@ -215,6 +230,10 @@ class Trainer(contextlib.AbstractContextManager):
       config.num_in_flight(num_wanted), num_wanted=num_wanted, step=step
     )
     prompts = self.problems.training(answers.groups)
+    plainly = functools.partial(
+      self._answer_plainly, state, prompts, answers.coins_NC
+    )
+    plain = plainly() if step % 2 else None
     answered = self._answer(
       state,
       prompts,
@@ -222,6 +241,10 @@ class Trainer(contextlib.AbstractContextManager):
       trainer=self.spot,
       begun=answers,
       num_whole=num_wanted if config.is_partial else None,
+    )
+    plain = plain or plainly()
+    self._compared = (
+      {} if plain is None else plain_decoding.compared(plain, answered)
     )
     answers = answered.continued(answers, step=step)
     used_N = self._backlog.use(answers, most_groups=num_wanted)
@@ -254,6 +277,19 @@ class Trainer(contextlib.AbstractContextManager):
       'unparsable': float(scores.unparsable_N.mean()),
     }
 
+  def _answer_plainly(
+    self,
+    state: state_lib.TltState,
+    prompts: problems.Prompts,
+    coins_NC: np.ndarray,
+  ) -> rollout.Outcome | None:
+    """The same answers without speculation, where that is measured."""
+    if self._plain is None:
+      return None
+    return self._answer(
+      state, prompts, coins_NC, trainer=None, workers=self._plain
+    )
+
   def _answer(
     self,
     state: state_lib.TltState,
@@ -261,19 +297,21 @@ class Trainer(contextlib.AbstractContextManager):
     coins_NC: np.ndarray,
     *,
     trainer: spot_trainer.SpotTrainer | None,
+    workers: rollout.Workers | None = None,
     **partial: Any,
   ) -> rollout.Outcome:
     params = self._hosts.whole(state.params)
+    spot = self.spot if workers is None else None
 
     def run(rows: np.ndarray, ended: threading.Event) -> rollout.Outcome:
-      return self.workers.run(
+      return (workers or self.workers).run(
         params,
         prompts.tokens_NP,
         prompts.lengths_N,
         prompts.groups_N,
         backlog.keys(self._config.seed, coins_NC),
-        draft_params=None if self.spot is None else self.spot.published()[1],
-        use_model=self.spot is None or self.spot.is_healthy,
+        draft_params=None if spot is None else spot.published()[1],
+        use_model=spot is None or spot.is_healthy,
         trainer=trainer,
         rows=rows,
         ended=ended,

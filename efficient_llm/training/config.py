@@ -19,6 +19,9 @@ class PretrainConfig:
     sample_prompts: Their beginnings; empty for none.
     z_loss: Weight of the log-partition penalty.
     seed: Of the initial parameters; data.seed orders the data.
+    start: Folder of a run of the same model (or hf:DIR), whose newest
+      parameters are gone on from; moments and schedule start anew. Empty for
+      new parameters.
     resting_layers: Layers that are not trained, and with them nothing outside
       the layers is; the lowest in a row cost no backward pass.
   """
@@ -32,6 +35,7 @@ class PretrainConfig:
   sample_prompts: tuple[str, ...] = ()
   z_loss: float = 0.0
   seed: int = 0
+  start: str = ''
   resting_layers: tuple[int, ...] = ()
 
   @property

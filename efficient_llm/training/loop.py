@@ -36,6 +36,7 @@ class LoopConfig:
     log_every: Steps between two lines of metrics.
     eval_every: Steps between two evaluations; None for the end only.
     eval_batches: Validation batches per evaluation; None for all.
+    eval_first: Whether there is an evaluation before the first step.
     nonfinite: A loss or gradient that is not finite stops the run, or its
       batch is skipped.
     profile_steps: 'first:last' writes a profiler trace of these steps, both
@@ -50,6 +51,7 @@ class LoopConfig:
   log_every: int = 10
   eval_every: int | None = 100
   eval_batches: int | None = 16
+  eval_first: bool = False
   nonfinite: Literal['stop', 'skip'] = 'stop'
   profile_steps: str | None = None
   tensorboard: bool = True
@@ -182,6 +184,8 @@ class _Run:
       ) as shown,
       profiler.Profiler(profiled, self._workdir / 'profile') as trace,
     ):
+      if config.eval_first and done == 0:
+        self._evaluate(0, state)
       while done < config.num_steps and not stop.is_set(done):
         trace.before(done + 1, state)
         state = self._train_step(done + 1, state, is_first=done == start)
@@ -244,11 +248,9 @@ class _Run:
       return
     self._saver.wait()
     good = self._saver.latest_step()
-    remedy = (
-      f'the last good checkpoint is step {good}'
-      if good is not None
-      else 'there is no earlier checkpoint'
-    )
+    remedy = 'there is no earlier checkpoint'
+    if good is not None:
+      remedy = f'the last good checkpoint is step {good}'
     raise NonFiniteError(
       f'loss={float(values["loss"])} or its gradient is not finite at {step=}; '
       f'{remedy}; lower optimizer.learning_rate or set loop.nonfinite=skip.'

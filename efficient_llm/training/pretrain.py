@@ -27,6 +27,8 @@ from efficient_llm.training import (
   samples,
   sections,
   step,
+  step_folders,
+  trained_run,
 )
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import state as state_lib
@@ -211,6 +213,11 @@ def train(
     'Model: %s parameters; %s', f'{num_params:,}', _describe_mesh(mesh)
   )
 
+  make_state = program.init_state
+  if beginning:
+    make_state = functools.partial(beginning.make_state, program)
+  elif config.start:
+    make_state = functools.partial(_started, program, config)
   evaluate = evaluation.of_state(
     validation,
     eval_step=program.eval_step,
@@ -236,11 +243,7 @@ def train(
         metadata=results.checkpoint_metadata(config, dataset),
         flops_per_token=config.flops_per_token,
       ),
-      make_state=(
-        functools.partial(beginning.make_state, program)
-        if beginning
-        else program.init_state
-      ),
+      make_state=make_state,
       abstract_state=program.abstract_state,
       workdir=workdir,
     )
@@ -255,6 +258,27 @@ def train(
         result |= found
       results.finish(result, workdir=workdir, title=title, more=more)
   return outcome
+
+
+def _started(program: Program, config: PretrainConfig) -> state_lib.TrainState:
+  """The state of step 0 with the parameters of another run.
+
+  Raises:
+    ValueError: If there are none, or they are of another model.
+  """
+  run = trained_run.find(config.start, name='start')
+  if run.model.sizes != config.model.sizes:
+    raise ValueError(
+      f'start={config.start!r} must be of the same model and has the sizes '
+      f'{run.model.sizes}, not {config.model.sizes}; choose another.'
+    )
+  try:
+    params = run.restore_params(program.abstract_state.params)
+  except (step_folders.CheckpointError, OSError) as error:
+    raise ValueError(
+      f'start={config.start!r} must be the folder of a run: {error}'
+    ) from error
+  return program.init_state().replace(params=params)
 
 
 def _describe_mesh(mesh: Mesh) -> str:

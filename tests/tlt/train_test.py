@@ -94,6 +94,42 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert [x[name] for x in found] == [x[name] for x in expected]
 
 
+def test_plain_decoding_beside_it_is_measured_and_changes_nothing(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = dataclasses.replace(
+    _begin(whole_run), measure_plain=True, loop=small_run.loop_config(2)
+  )
+  train.train(config, workdir=tmp_path)
+  found = metrics.read_metrics(tmp_path, kind='train')
+  expected = metrics.read_metrics(whole_run, kind='train')[:2]
+  for name in ('reward', 'rollout_tokens', 'length_max'):
+    assert [x[name] for x in found] == [x[name] for x in expected]
+  for line in found:
+    assert line['plain_same_tokens'] == 1
+    assert line['plain_step_secs'] == pytest.approx(
+      line['plain_rollout_secs'] + line['reward_secs'] + line['update_secs']
+    )
+  result = json.loads((tmp_path / 'result.json').read_text())
+  assert result['speedup_step'] == pytest.approx(
+    result['plain_step_secs'] / result['step_secs']
+  )
+  assert (
+    'Speed against plain decoding' in (tmp_path / 'report.html').read_text()
+  )
+
+
+@pytest.mark.parametrize(
+  'changes', [{'speculation': 'off'}, {'finish_share': 0.5}]
+)
+def test_plain_decoding_is_measured_of_whole_steps_only(
+  changes: dict[str, Any],
+) -> None:
+  rollout = dataclasses.replace(small_run.config().rollout, **changes)
+  with pytest.raises(ValueError, match='measure_plain=True compares'):
+    small_run.config(rollout=rollout, measure_plain=True).validate()
+
+
 @pytest.mark.parametrize(
   'algorithm', ['dr_grpo', pytest.param('gspo', marks=pytest.mark.slow)]
 )

@@ -37,6 +37,16 @@ def test_without_eval_every_only_the_end_is_evaluated(
   assert [x['step'] for x in toy_run.lines(tmp_path, 'eval')] == [10]
 
 
+def test_the_beginning_is_evaluated_once_where_that_is_asked_for(
+  tmp_path: pathlib.Path,
+) -> None:
+  toy_run.run(tmp_path, eval_every=None, eval_first=True)
+  toy_run.run(tmp_path, eval_every=None, eval_first=True, num_steps=12)
+  found = toy_run.lines(tmp_path, 'eval')
+  assert [x['step'] for x in found] == [0, 10, 12]
+  assert found[0]['tokens'] == 0
+
+
 def test_a_line_holds_the_mean_since_the_line_before(
   whole: Any, tmp_path: pathlib.Path
 ) -> None:

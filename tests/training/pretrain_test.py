@@ -16,6 +16,7 @@ from efficient_llm.models import sampling
 from efficient_llm.training import (
   batch_layout,
   loop,
+  metrics,
   pretrain,
   samples,
   signals,
@@ -80,6 +81,36 @@ def test_a_stopped_run_writes_no_result_and_continues_bit_for_bit(
   jax.tree.map(np.testing.assert_array_equal, outcome.state, whole.state)
   assert outcome.eval_metrics == whole.eval_metrics
   assert _result(workdir)['samples'] == _result(folder / 'whole')['samples']
+
+
+def test_a_run_goes_on_from_another_one_s_parameters(
+  whole: loop.Outcome, folder: pathlib.Path
+) -> None:
+  config = dataclasses.replace(
+    _config(folder),
+    start=str(folder / 'whole'),
+    loop=dataclasses.replace(
+      _config(folder).loop, num_steps=3, eval_every=None, eval_first=True
+    ),
+  )
+  pretrain.train(config, workdir=folder / 'started')
+  first, last = metrics.read_metrics(folder / 'started', kind='eval')
+  assert first['loss'] == pytest.approx(whole.eval_metrics['loss'], abs=1e-5)
+  assert last['loss'] != first['loss']
+
+
+def test_another_model_is_no_start(folder: pathlib.Path) -> None:
+  config = _config(folder)
+  model = dataclasses.replace(config.model, num_layers=2)
+  for start, message in (
+    (folder / 'whole', 'must be of the same model'),
+    (folder / 'nothing', 'has no checkpoints'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      pretrain.train(
+        dataclasses.replace(config, model=model, start=str(start)),
+        workdir=folder / 'refused',
+      )
 
 
 def test_without_a_validation_split_nothing_is_evaluated(

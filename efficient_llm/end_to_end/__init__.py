@@ -1,0 +1,1 @@
+"""The main job: one line that predicts, grows, distributes and reasons."""
