@@ -134,10 +134,12 @@ def test_run_keeps_the_folder_the_arguments_and_the_status(
   assert (status, out) == (7, f'{checkout.root.parent}\na b\n')
 
 
-def test_run_without_arguments_trains_the_default_model(
-  checkout: Checkout,
-) -> None:
-  assert checkout.run()[1].startswith('ran -m experiments.pretrain --config=')
+def test_run_without_arguments_does_the_main_job(checkout: Checkout) -> None:
+  for arguments, workdir in (((), 'end_to_end'), (('--quick',), '_quick')):
+    out = checkout.run(*arguments)[1]
+    assert out.startswith('ran -m experiments.end_to_end ')
+    assert workdir in out
+  assert ':quick' in out
 
 
 def test_run_test_hands_its_arguments_to_pytest(checkout: Checkout) -> None:

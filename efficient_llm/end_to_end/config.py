@@ -176,6 +176,12 @@ class EndToEndConfig:
       'start': str(start),
       'mesh': islands.mesh,
       'data': dataclasses.replace(fields['data'], batch_size=share),
+      # As many sequences as the others are evaluated on.
+      'loop': dataclasses.replace(
+        fields['loop'],
+        eval_batches=self.target.loop.eval_batches
+        and self.target.loop.eval_batches * islands.islands,
+      ),
     }
     return DilocoConfig(
       **fields,

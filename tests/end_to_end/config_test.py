@@ -37,6 +37,12 @@ def test_every_line_fits_together(name: str) -> None:
   control = config.control(_FOLDER, start=_FOLDER)
   assert islands.islands * islands.tokens_per_step == control.tokens_per_step
   assert islands.loop.num_steps == control.loop.num_steps
+  # And are evaluated on as many.
+  evaluated = [
+    one.loop.eval_batches and one.loop.eval_batches * one.data.batch_size
+    for one in (islands, control)
+  ]
+  assert evaluated[0] == evaluated[1]
   assert islands.loop.num_steps % islands.sync_period == 0
   reasoning = config.reasoned(start=_FOLDER)
   assert reasoning.supervised.model == config.target.model
