@@ -12,6 +12,9 @@ from efficient_llm.scaling import allocation, auto, data, fit, sweep
 # fits that are known to be sound is 10 to 1e3).
 _MOST_CONDITION = 1e4
 _FAR = 100.0
+# An exponent with which a third of the size costs 60,000 times the part: from
+# here to the bound all fit alike, and a search stops anywhere.
+_RUN_OFF = 10.0
 # What equal runs differ by: the median of published repeats.
 _SEEDS = 0.002
 
@@ -124,17 +127,17 @@ def _of_law(
       'Without a prior the best E is 0: the data do not show a floor, and '
       'extrapolation without the prior falls too fast.'
     )
-  top, bottom = 0.99 * fit.LARGEST_EXPONENT, 1.01 * fit.SMALLEST_EXPONENT
+  bottom = 1.01 * fit.SMALLEST_EXPONENT
   for name, value, part in (('alpha', alpha, a), ('beta', beta, b)):
     if part <= 0:
       found.append(
         f'Without a prior the part of {name} is 0: the data do not say what '
         f'{"size" if name == "alpha" else "more tokens"} is good for.'
       )
-    elif value >= top or value <= bottom:
+    elif value >= _RUN_OFF or value <= bottom:
       found.append(
-        f'Without a prior {name} is at its bound ({value:.3g}): rows do not '
-        'spread enough to determine it.'
+        f'Without a prior {name} runs off to its bound ({value:.3g}): rows do '
+        'not spread enough to determine it.'
       )
   found_condition = condition(constants, seen)
   if num_sizes > 2 and _MOST_CONDITION < found_condition < np.inf:

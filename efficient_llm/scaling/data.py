@@ -37,6 +37,7 @@ _NAMES = {
   'unit': ('loss_unit', 'unit'),
   'is_final': ('is_final', 'final'),
   'learning_rate': ('learning_rate', 'lr'),
+  'seed': ('seed', 'random_seed'),
 }
 _NEEDED = ('num_params', 'num_tokens', 'loss')
 _NUMBERS = (*_NEEDED, 'flops', 'unique_tokens', 'learning_rate')
@@ -57,6 +58,8 @@ class ColumnConfig:
     unit: What the loss is measured in, by row.
     is_final: Whether the row is the end of a run.
     learning_rate: At that row.
+    seed: Rows that differ in nothing else are repeated measurements, and tell
+      how noisy runs are.
   """
 
   num_params: str | None = None
@@ -69,6 +72,7 @@ class ColumnConfig:
   unit: str | None = None
   is_final: str | None = None
   learning_rate: str | None = None
+  seed: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,20 +246,31 @@ def from_results(pattern: str) -> Runs:
     pattern: Of result.json files, such as 'runs/*/result.json'.
   Returns:
     One row for every evaluation in metrics.jsonl beside each, the last from
-    result.json where there is no such file.
+    result.json where there is no such file. Sizes are all parameters, tables
+    of embeddings included; tokens are the targets trained on, repeats
+    included; losses are those of the evaluation, in nats per token.
   Raises:
-    ValueError: If none is found or one is not of a training run.
+    ValueError: If none is found, one is not of a training run, or some count
+      in other units.
   """
   paths = sorted(pathlib.Path(p) for p in glob.glob(pattern))
   if not paths:
     raise ValueError(f'runs={pattern} names no file; check the pattern.')
-  parts = [_from_result(path) for path in paths]
+  results = {p: json.loads(p.read_text(encoding='utf-8')) for p in paths}
+  units = {str(one.get('unit', 'tokens')) for one in results.values()}
+  if len(units) > 1:
+    raise ValueError(
+      f'runs={pattern} must have one unit, not {_some(sorted(units))}; name '
+      'the runs of one kind.'
+    )
+  parts = [_from_result(path, result) for path, result in results.items()]
   joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
   return make(*joined[:3], run=joined[3])
 
 
-def _from_result(path: pathlib.Path) -> tuple[np.ndarray, ...]:
-  result = json.loads(path.read_text(encoding='utf-8'))
+def _from_result(
+  path: pathlib.Path, result: Mapping[str, Any]
+) -> tuple[np.ndarray, ...]:
   missing = [
     name for name in ('num_params', 'num_tokens') if name not in result
   ]
@@ -270,9 +285,12 @@ def _from_result(path: pathlib.Path) -> tuple[np.ndarray, ...]:
     steps = [0, *(r['step'] for r in train)]
     seen = [0, *(r['tokens'] for r in train)]
     for record in records:
-      if record['kind'] == 'eval' and 'loss' in record and len(train):
-        tokens = float(np.interp(record['step'], steps, seen))
-        points[tokens] = record['loss']
+      if record['kind'] != 'eval' or 'loss' not in record:
+        continue
+      # Runs that log rarely have evaluations between, or before, all lines.
+      if 'tokens' in record or train:
+        between = float(np.interp(record['step'], steps, seen))
+        points[float(record.get('tokens', between))] = record['loss']
   if 'eval_loss' in result:
     points[float(result['num_tokens'])] = result['eval_loss']
   if not points:
@@ -280,6 +298,8 @@ def _from_result(path: pathlib.Path) -> tuple[np.ndarray, ...]:
       f'{path} has no evaluation; train with --config.loop.eval_every=N.'
     )
   good = sorted((t, v) for t, v in points.items() if t > 0 and math.isfinite(v))
+  if not good:
+    raise ValueError(f'{path} has no finite loss after a token; leave it out.')
   tokens, loss = (np.array(x, float) for x in zip(*good, strict=True))
   size = np.full(len(tokens), float(result['num_params']))
   name = np.full(len(tokens), str(path.parent), dtype=object)
@@ -350,6 +370,9 @@ def _checked(
       reason = f'unit {unit!r} where most rows have {usual_unit!r}'
     family = str(row.get(names.get('family', ''), 'family'))
     run = str(row.get(names.get('run', ''), f'{values["num_params"]:.6g}'))
+    seed = row.get(names.get('seed', ''))
+    if seed not in (None, ''):
+      run = f'{run} seed {seed}'
     if reason is None and 'run' in names:
       # A column 'model' may name what all sizes have in common.
       key = (family, f'{run}/{values["num_params"]}')

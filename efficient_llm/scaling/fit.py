@@ -32,12 +32,15 @@ LARGEST_EXPONENT = 100.0
 SMALLEST_EXPONENT = 1e-4
 # What is added up at a time; rows are padded to a multiple of it.
 _BLOCK = 64
-_BATCH = 64
+# Small, as a batch takes the steps of its slowest problem.
+_BATCH = 16
 # Blocks that starts are compared on: a sample spread over all rows.
 _SAMPLE_BLOCKS = 6
 _EXPONENTS = (0.005, *np.geomspace(0.02, LARGEST_EXPONENT, 24).tolist())
 _NUM_STARTS: dict[Loss, int] = {'squared': 6, 'huber': 6}
 _LOWEST_LOG = -60.0
+# Of exponents within a step: valleys are about so far apart.
+_LARGEST_RATIO = 3.0
 # All sets of columns that may be non-zero, as masks.
 _SETS = np.array(
   [[(s >> j) & 1 for j in range(3)] for s in range(1, 8)], np.float64
@@ -398,7 +401,13 @@ def _legs(loss: Loss) -> list[_Leg]:
 
 
 def _search(
-  local, starts: Array, legs: Sequence[_Leg], *, bounds, convert
+  local,
+  starts: Array,
+  legs: Sequence[_Leg],
+  *,
+  bounds,
+  convert,
+  largest_ratio: float | None = None,
 ) -> tuple[Array, Array, Array, Array]:
   """Goes through all legs with one compiled minimiser.
 
@@ -408,6 +417,7 @@ def _search(
     legs: What to do.
     bounds: Of the coordinates: lower and upper.
     convert: Of a point and whether into straight coordinates.
+    largest_ratio: As `newton.minimize` has it.
   Returns:
     The best point on all rows, its value, how many starts agree on the sample,
     and the steps of the last search.
@@ -439,6 +449,7 @@ def _search(
       lower=lower,
       upper=upper,
       max_steps=steps,
+      largest_ratio=largest_ratio,
     )
     point = convert(point, straight, False)
     value = jnp.where(jnp.isnan(value), jnp.inf, value)
@@ -523,6 +534,7 @@ def _squared(
     _legs('squared'),
     bounds=lambda _: (jnp.full(2, SMALLEST_EXPONENT), jnp.full(2, most)),
     convert=lambda point, *_: point,
+    largest_ratio=_LARGEST_RATIO,
   )
   return (
     jnp.concatenate([project(theta, blocks), theta]),

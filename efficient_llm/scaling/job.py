@@ -65,6 +65,7 @@ class Answer:
       'weights': {str(way): weight for way, weight in p.weights.items()},
       'backtest': {str(way): error for way, error in p.backtest.items()},
       'held_out': self.held_out,
+      'noise': planner.noise_of(self.seen),
       'warnings': self.warnings,
     }
 
@@ -304,8 +305,9 @@ def _plan(
           '90 % interval, ± %',
         ),
         rows,
-        note='Computed from where rows would lie and how noisy runs are, not '
-        'from trained models.',
+        note='Computed from where rows would lie and how noisy runs are. Of '
+        '117 designs of published models the errors came out 2.4 times as '
+        'large (median): compare designs by these figures, and expect more.',
       ),
       sections.Configuration(dataclasses.asdict(config)),
     ],

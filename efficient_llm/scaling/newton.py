@@ -42,6 +42,7 @@ def minimize(
   upper: Array,
   max_steps: int | Array,
   tolerance: float = 1e-13,
+  largest_ratio: float | None = None,
 ) -> tuple[Array, Array, Array]:
   """Minimises a smooth function of a few variables within bounds.
 
@@ -56,6 +57,9 @@ def minimize(
     upper: [n].
     max_steps: Evaluations after the first.
     tolerance: Stops where a step gains less than this share of the value.
+    largest_ratio: What a step may multiply or divide a variable by, all being
+      above 0; None for no limit. A step as long as Newton's may land in another
+      valley, on ground that is lower but leads nowhere.
   Returns:
     The point, its value, and how many steps were evaluated.
   """
@@ -67,7 +71,10 @@ def minimize(
   def body(carry):
     point, here, damping, count, _ = carry
     step = _step(here, point, damping, lower, upper)
-    trial = jnp.clip(point + step, lower, upper)
+    trial = point + step
+    if largest_ratio is not None:
+      trial = jnp.clip(trial, point / largest_ratio, point * largest_ratio)
+    trial = jnp.clip(trial, lower, upper)
     there = local(trial)
     gain = here.value - there.value
     better = gain >= 0  # false for NaN

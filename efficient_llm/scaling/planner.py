@@ -82,8 +82,6 @@ def designs(
     if not (math.isfinite(value) and value > 0):
       raise ValueError(f'plan.{name}={value} must be a number above 0; set it.')
   prior = prior or borrow.published()
-  if constants is None:
-    constants = _typical(prior, target_params, target_tokens)
   target = data.make(target_params, target_tokens, np.nan)
   found = []
   for count, ratio, spread, per, partial in itertools.product(
@@ -102,16 +100,21 @@ def designs(
       cost += 0.3 * 6 * target_params * target_tokens
     if cost > budget_flops or sizes[0] < 1e5:
       continue
+    error, interval = judge(
+      _rows(sizes, tokens, target, partial=partial),
+      target,
+      noise=noise,
+      prior=prior,
+      constants=constants,
+    )
     found.append(
-      _judge(
-        sizes,
-        tokens,
-        partial=partial,
-        flops=cost,
-        target=target,
-        constants=constants,
-        noise=noise,
-        prior=prior,
+      Design(
+        tuple(sizes.tolist()),
+        tuple(tokens.tolist()),
+        partial,
+        cost,
+        error,
+        interval,
       )
     )
   if not found:
@@ -134,6 +137,43 @@ def cheapest_within(found: list[Design], accuracy: float) -> Design | None:
   return min(good, key=lambda one: one.flops) if good else None
 
 
+def judge(
+  rows: data.Runs,
+  target: data.Runs,
+  *,
+  noise: float,
+  prior: borrow.Prior,
+  constants: np.ndarray | None = None,
+) -> tuple[float, float]:
+  """What predicting a model from some rows would be worth.
+
+  Args:
+    rows: Sizes, tokens and runs to have; losses are not read.
+    target: One row, to predict.
+    noise: Standard deviation of log loss between equal runs.
+    prior: Borrowed knowledge.
+    constants: E, A, B, alpha, beta that stand in for the truth; None takes the
+      centre of the prior.
+  Returns:
+    The expected ARE and half the 90 % interval, in percent.
+  """
+  if constants is None:
+    constants = _typical(
+      prior, float(target.num_params[0]), float(target.num_tokens[0])
+    )
+  loss = fit.predict(constants, rows.num_params, rows.num_tokens)
+  rows = dataclasses.replace(rows, loss=loss)
+  guess = posterior.forecast(rows, target, prior, correlated=False)
+  # What a law is off by even with exact data, and what one run's luck adds.
+  deviation = float(
+    np.sqrt(guess.deviation[0] ** 2 + noise**2 + auto.MISFIT**2)
+  )
+  return (
+    100 * math.sqrt(2 / math.pi) * deviation,
+    100 * intervals.PUBLISHED.tested * deviation,
+  )
+
+
 def _typical(
   prior: borrow.Prior, num_params: float, num_tokens: float
 ) -> np.ndarray:
@@ -144,38 +184,17 @@ def _typical(
   return posterior.constants_of(prior.mean, reference)
 
 
-def _judge(
-  sizes: np.ndarray,
-  tokens: np.ndarray,
-  *,
-  partial: bool,
-  flops: float,
-  target: data.Runs,
-  constants: np.ndarray,
-  noise: float,
-  prior: borrow.Prior,
-) -> Design:
-  """The design with the error that its rows lead to."""
+def _rows(
+  sizes: np.ndarray, tokens: np.ndarray, target: data.Runs, *, partial: bool
+) -> data.Runs:
+  """The checkpoints of a design."""
   shares = np.geomspace(_FIRST_CHECKPOINT, 1, _NUM_CHECKPOINTS)
   n = np.repeat(sizes, _NUM_CHECKPOINTS)
   d = np.outer(tokens, shares).ravel()
   if partial:
     n = np.r_[n, np.repeat(target.num_params, _NUM_CHECKPOINTS)]
     d = np.r_[d, 0.3 * target.num_tokens * shares]
-  rows = data.make(n, d, fit.predict(constants, n, d))
-  guess = posterior.forecast(rows, target, prior, correlated=False)
-  # What a law is off by even with exact data, and what one run's luck adds.
-  deviation = float(
-    np.sqrt(guess.deviation[0] ** 2 + noise**2 + auto.MISFIT**2)
-  )
-  return Design(
-    tuple(sizes.tolist()),
-    tuple(tokens.tolist()),
-    partial,
-    flops,
-    100 * math.sqrt(2 / math.pi) * deviation,
-    100 * intervals.PUBLISHED.tested * deviation,
-  )
+  return data.make(n, d, np.full(len(n), np.nan))
 
 
 def noise_of(runs: data.Runs) -> float | None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from efficient_llm.scaling import data
+from efficient_llm.scaling import data, planner
 
 _CSV = """n_params,tokens,loss,model
 1e6,1e9,4.0,a
@@ -115,6 +115,10 @@ def test_own_runs_give_their_learning_curves(tmp_path: pathlib.Path) -> None:
   np.testing.assert_array_equal(runs.loss, [3, 2, 3, 2])
   with pytest.raises(ValueError, match='names no file'):
     data.from_results(str(tmp_path / 'none' / '*.json'))
+  images = {'num_params': 1, 'num_tokens': 1, 'eval_loss': 1, 'unit': 'images'}
+  (tmp_path / 'b' / 'result.json').write_text(json.dumps(images))
+  with pytest.raises(ValueError, match='one unit, not images, tokens'):
+    data.from_results(str(tmp_path / '*' / 'result.json'))
 
 
 def test_sizes_that_share_a_name_are_different_runs(
@@ -127,3 +131,21 @@ def test_sizes_that_share_a_name_are_different_runs(
   runs = data.read(path)
   assert not runs.bad_rows
   np.testing.assert_array_equal(runs.is_final, [False, True, True])
+
+
+@pytest.mark.parametrize('column', ['', ',model'])
+def test_seeds_are_repeated_measurements(
+  column: str, tmp_path: pathlib.Path
+) -> None:
+  rng = np.random.default_rng(0)
+  lines = [f'N,D,loss,seed{column}']
+  name = ',small' if column else ''
+  for seed in range(200):
+    # The first loss is the same in all: no row is a duplicate for that.
+    lines.append(f'1e6,1e9,4.0,{seed}{name}')
+    lines.append(f'1e6,2e9,{3.5 * np.exp(rng.normal(0, 0.01))},{seed}{name}')
+  runs = data.read(_write(tmp_path, '\n'.join(lines) + '\n'))
+  assert len(runs) == 400
+  assert runs.is_final.sum() == 200
+  # Four standard errors of a deviation of 200 draws.
+  assert planner.noise_of(runs) == pytest.approx(0.01, rel=4 / 400**0.5)

@@ -5,7 +5,16 @@ import pathlib
 import numpy as np
 import pytest
 
-from efficient_llm.scaling import auto, checks, data, fit, job, planner, sweep
+from efficient_llm.scaling import (
+  allocation,
+  auto,
+  checks,
+  data,
+  fit,
+  job,
+  planner,
+  sweep,
+)
 from efficient_llm.scaling.config import PlanConfig, ScalingConfig
 from experiments import configuration
 
@@ -132,6 +141,43 @@ def test_what_the_data_cannot_carry_is_said() -> None:
   end = _runs(1).where(np.arange(5, 8))
   narrow = dataclasses.replace(end, num_tokens=np.array([1e10, 1.1e10, 1.2e10]))
   assert 'One size' in str(checks.refusal(narrow))
+
+
+def test_sound_data_are_not_warned_of() -> None:
+  assert _warnings(_runs(5), 3e10) == ''
+
+
+def test_an_exponent_at_its_bound_is_said() -> None:
+  runs = _runs(4)
+  # All sizes but the smallest are as good: no finite exponent falls so fast.
+  loss = 2.0 + 0.5 * (runs.num_params < 2e8) + 2000 / runs.num_tokens**0.37
+  step = dataclasses.replace(runs, loss=loss)
+  assert 'alpha runs off to its bound' in _warnings(step, 1e10)
+
+
+def test_sizes_that_lie_close_are_ill_conditioned() -> None:
+  wide = _runs(3)
+  size = wide.sizes[0] * (wide.num_params / wide.sizes[0]) ** 0.1
+  close = dataclasses.replace(
+    wide, num_params=size, loss=fit.predict(_PLANTED, size, wide.num_tokens)
+  )
+  assert 'is ill-conditioned' in _warnings(close, 3e8)
+
+
+def test_budgets_whose_best_size_is_at_an_end_are_said() -> None:
+  flops = np.repeat(np.geomspace(1e18, 1e20, 3), 9)
+  best = np.array([allocation.optimal(_PLANTED, c)[0] for c in flops])
+
+  def warned(low: float, high: float) -> str:
+    size = best * np.tile(np.geomspace(low, high, 9), 3)
+    tokens = flops / 6 / size
+    loss = fit.predict(_PLANTED, size, tokens)
+    names = np.arange(len(loss)).astype(str)
+    runs = data.make(size, tokens, loss, run=names)
+    return _warnings(runs, 3 * size.max())
+
+  assert '3 of 3 budgets (1.0e+18, ' in warned(1.3, 8.0)
+  assert 'budgets' not in warned(0.25, 4.0)
 
 
 @pytest.mark.parametrize(
