@@ -234,6 +234,7 @@ def train(
         place=place,
         evaluate=evaluate,
         metadata=results.checkpoint_metadata(config, dataset),
+        unit=config.unit,
         flops_per_token=config.flops_per_token,
       ),
       make_state=(
