@@ -13,6 +13,7 @@ from efficient_llm.models import presets
 from efficient_llm.models.config import TransformerConfig
 
 LARGE = presets.get('ladder_200k')
+_WARMUP_STEPS = 20
 
 
 def _smaller(**changes: Any) -> TransformerConfig:
@@ -44,6 +45,7 @@ class Arm:
     stage: The same model, trained in another way first.
     inherit: How the small model teaches.
     beside: Whether the large model is trained while the operator is learned.
+    warmup_steps: Of the large model; 0 goes on at the small one's rate.
   """
 
   method: str
@@ -52,6 +54,7 @@ class Arm:
   stage: StageConfig | None = None
   inherit: InheritConfig = InheritConfig()
   beside: bool = False
+  warmup_steps: int = _WARMUP_STEPS
 
 
 _PAPER = _learn(1e-2, num_steps=100, tie='paper')
@@ -127,8 +130,13 @@ ABLATIONS: dict[str, dict[str, Arm]] = {
     ),
     'from_released_start': Arm('ligo_released', _CHEAP),
     'from_identity': Arm('identity', _CHEAP),
+    'from_identity_not_learned': Arm('identity'),
     'with_moments': Arm('stack', _CHEAP, moments=True),
     'not_learned_with_moments': Arm('stack', moments=True),
+    'without_warm_up': Arm('stack', _CHEAP, warmup_steps=0),
+    'with_moments_without_warm_up': Arm(
+      'stack', _CHEAP, moments=True, warmup_steps=0
+    ),
   },
   'width': {
     'not_learned': Arm('noisy_clone'),
@@ -154,6 +162,10 @@ ABLATIONS: dict[str, dict[str, Arm]] = {
     'from_rest_not_learned': Arm('stack'),
     'with_moments': Arm('noisy_clone', _GENTLE, moments=True),
     'not_learned_with_moments': Arm('noisy_clone', moments=True),
+    'without_warm_up': Arm('noisy_clone', _GENTLE, warmup_steps=0),
+    'with_moments_without_warm_up': Arm(
+      'noisy_clone', _GENTLE, moments=True, warmup_steps=0
+    ),
   },
 }
 QUICK = {
@@ -166,5 +178,5 @@ RATE = 6e-3
 
 def optimizer(rate: float = RATE, **more: Any) -> optimizer_lib.OptimizerConfig:
   """Of all runs: a constant rate after warm-up, unless more is said."""
-  settings = {'schedule': 'constant', 'warmup_steps': 20} | more
+  settings = {'schedule': 'constant', 'warmup_steps': _WARMUP_STEPS} | more
   return optimizer_lib.OptimizerConfig(learning_rate=rate, **settings)

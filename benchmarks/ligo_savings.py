@@ -201,7 +201,8 @@ class Benchmark:
     self, pair: str, name: str, arm: growth_arms.Arm, seed: int, target: float
   ) -> Callable[[growth_lab.Lab], dict[str, Any]]:
     def task(lab: growth_lab.Lab) -> dict[str, Any]:
-      small, optimizer = growth_arms.PAIRS[pair], growth_arms.optimizer()
+      small = growth_arms.PAIRS[pair]
+      optimizer = growth_arms.optimizer(warmup_steps=arm.warmup_steps)
       num_small, num_steps = self._arguments.steps, self._arguments.arm_steps
       structure = lab.structure(
         small, growth_arms.optimizer(), num_steps=num_small
@@ -356,10 +357,6 @@ def main() -> None:
     name += '_quick' if arguments.quick else ''
     candidates = {}
   table = growth_table.summary(records, candidates=candidates)
-  shown = harness.picture(
-    name, 'Growing', growth_table.pictures(records, table)
-  )
-  print(shown, file=sys.stderr)
   harness.record(
     name,
     {
@@ -370,6 +367,11 @@ def main() -> None:
       'worker_secs': sum(x['worker_secs'] for x in records),
     },
   )
+  # Behind the record, which says whether files differ from the commit.
+  shown = harness.picture(
+    name, 'Growing', growth_table.pictures(records, table)
+  )
+  print(shown, file=sys.stderr)
 
 
 def _arguments() -> argparse.Namespace:

@@ -62,7 +62,7 @@ def _step(plan: planner.Plan) -> Iterator[Row]:
   steps = plan.num_steps
   yield '', 'per step', f'{steps:,} steps'
   yield (
-    'tokens',
+    plan.unit,
     units.format_count(plan.tokens_per_step),
     units.format_count(plan.tokens_per_step * steps),
   )
@@ -114,7 +114,7 @@ def _time(plan: planner.Plan) -> Iterator[Row]:
     f'{units.format_duration(estimate.exposed_collective_secs)} exposed',
   )
   yield 'step', units.format_duration(estimate.step_secs)
-  yield 'tokens/s', units.format_count(estimate.tokens_per_sec)
+  yield f'{plan.unit}/s', units.format_count(estimate.tokens_per_sec)
   yield 'MFU', f'{estimate.mfu:.1%}'
   yield 'whole run', units.format_duration(estimate.total_secs)
 

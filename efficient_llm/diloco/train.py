@@ -100,6 +100,7 @@ def train(
         ),
         evaluate=evaluate,
         metadata=results.checkpoint_metadata(config, dataset),
+        unit=config.unit,
         flops_per_token=config.flops_per_token,
         read=stepper.read,
       ),

@@ -55,10 +55,10 @@ def describe(
     shown.append(
       sections.Table(
         'Trials of methods',
-        ('method', 'validation loss', f'{_unit(config)}s', 'seconds'),
+        ('method', 'validation loss', config.unit, 'seconds'),
         rows,
         note='The lowest loss was chosen and is the beginning of the run; the '
-        f"others' {_unit(config)}s count as the operator's.",
+        f"others' {config.unit} count as the operator's.",
       )
     )
   if config.scratch:
@@ -143,13 +143,8 @@ def _saving(
   }
 
 
-def _unit(config: LigoConfig) -> str:
-  """What a loss is the mean of, and what counts as a token."""
-  return 'image' if config.model.reads_images else 'token'
-
-
 def _table(found: dict[str, Any], config: LigoConfig) -> sections.Table:
-  reason = found['loss_of_function']
+  reason, unit = found['loss_of_function'], config.unit.removesuffix('s')
   rows = [
     ('method', found['method'], ''),
     ('keeps the function', 'no' if reason else 'yes', reason or ''),
@@ -171,9 +166,7 @@ def _table(found: dict[str, Any], config: LigoConfig) -> sections.Table:
     ('grown_loss', 'grown'),
   ):
     if name in found:
-      rows.append(
-        (f'validation loss: {what}', found[name], f'nats per {_unit(config)}')
-      )
+      rows.append((f'validation loss: {what}', found[name], f'nats per {unit}'))
   return sections.Table('Growth card', ('what', 'value', 'unit or note'), rows)
 
 

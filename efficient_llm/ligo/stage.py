@@ -117,6 +117,7 @@ class Stage:
           batches=batches,
           place=place,
           metadata={'small': self._small.describe()},
+          unit=config.unit,
         ),
         make_state=program.first_state,
         abstract_state=program.abstract_state,

@@ -47,6 +47,11 @@ class PretrainConfig:
     return count
 
   @property
+  def unit(self) -> str:
+    """What is counted and shown to people as a token."""
+    return 'images' if self.model.reads_images else 'tokens'
+
+  @property
   def tokens_per_step(self) -> int:
     """Tokens of a batch; an image has one target and counts as a token."""
     if self.model.reads_images:

@@ -178,6 +178,7 @@ class _Run:
       progress.Progress(
         config.num_steps,
         title=self._task.title,
+        unit=self._task.unit,
         start_step=done,
         meter=self._meter,
         primary=jax.process_index() == 0,

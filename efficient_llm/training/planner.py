@@ -36,6 +36,7 @@ class Plan:
     peak_bytes_per_device: All the memory of a step: arguments, temporaries,
       results and code; None if the compiler did not say.
     checkpoint_bytes: The saved state, over all files.
+    unit: What a token is called.
     flops_per_step: What the model needs; recomputation is not counted.
     collectives: Bytes between devices, by kind and mesh axes.
     memory_traffic_bytes_per_device: Read and written in a step.
@@ -55,6 +56,7 @@ class Plan:
   peak_bytes_per_device: int | None
   memory: ahead_of_time.Memory
   checkpoint_bytes: int
+  unit: str
   tokens_per_step: int
   num_steps: int
   flops_per_step: float
@@ -142,6 +144,7 @@ def plan(
     peak_bytes_per_device=compiled.memory.peak,
     memory=compiled.memory,
     checkpoint_bytes=state_bytes,
+    unit=config.unit,
     tokens_per_step=tokens,
     num_steps=config.loop.num_steps,
     flops_per_step=flops,

@@ -241,6 +241,7 @@ def train(
         place=place,
         evaluate=evaluate,
         metadata=results.checkpoint_metadata(config, dataset),
+        unit=config.unit,
         flops_per_token=config.flops_per_token,
       ),
       make_state=make_state,

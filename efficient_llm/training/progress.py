@@ -101,6 +101,7 @@ class Progress:
   Args:
     total_steps: The step at which the run is done.
     title: Short name of what runs.
+    unit: What `tokens_per_sec` counts.
     start_step: Where a continued run starts.
     stream: Where to draw; standard error by default.
     every_secs: Time between two lines where there is no terminal.
@@ -114,6 +115,7 @@ class Progress:
     total_steps: int,
     *,
     title: str,
+    unit: str = 'tokens',
     start_step: int = 0,
     stream: TextIO | None = None,
     every_secs: float = 10.0,
@@ -123,7 +125,7 @@ class Progress:
     if total_steps < 0:
       raise ValueError(f'{total_steps=} must not be negative; set steps >= 0.')
     self._total_steps = total_steps
-    self._title = title
+    self._title, self._unit = title, unit
     self._step = start_step
     self._stream = sys.stderr if stream is None else stream
     self._every_secs = every_secs
@@ -220,7 +222,10 @@ class Progress:
     return rich_console.Group(row, line)
 
   def _field_texts(self) -> list[str]:
-    return [_field_text(name, value) for name, value in self._fields.items()]
+    return [
+      _field_text(name, value, unit=self._unit)
+      for name, value in self._fields.items()
+    ]
 
   def _remaining(self) -> str:
     secs = self._meter.remaining_secs(self._total_steps)
@@ -229,11 +234,11 @@ class Progress:
     return units.format_duration(whole) if whole else ''
 
 
-def _field_text(name: str, value: str | float) -> str:
+def _field_text(name: str, value: str | float, *, unit: str) -> str:
   if isinstance(value, str):
     return f'{name} {value}'
   if name == 'tokens_per_sec':
-    return f'{units.format_count(value)} tokens/s'
+    return f'{units.format_count(value)} {unit}/s'
   if name == 'mfu':
     return f'{value:.1%} MFU'
   if name == 'learning_rate':

@@ -33,6 +33,7 @@ class Task:
     place: Puts a batch on the devices.
     evaluate: Gives validation metrics of a state, or None.
     metadata: What a checkpoint says about itself (configuration, model).
+    unit: What a token is called on the progress line.
     flops_per_token: For the model FLOPs utilisation; None leaves it out.
     read: Makes such metrics, on the host, of what a step gave, where that is
       something else.
@@ -44,6 +45,7 @@ class Task:
   place: Callable[[Any], Any]
   evaluate: Callable[[Any], Mapping[str, float]] | None = None
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  unit: str = 'tokens'
   flops_per_token: float | None = None
   read: Callable[[Any], Mapping[str, Any]] = lambda values: values
 

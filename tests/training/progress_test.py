@@ -146,6 +146,13 @@ def test_a_batch_line_says_all_that_is_known(clock):
   )
 
 
+def test_what_is_counted_has_the_name_it_is_given():
+  stream = io.StringIO()
+  with progress.Progress(2, title='t', unit='images', stream=stream) as shown:
+    shown.update(1, {'tokens_per_sec': 950.0})
+  assert '950 images/s' in stream.getvalue()
+
+
 def test_a_batch_log_is_silent_between_its_lines():
   stream = io.StringIO()
   with progress.Progress(9, title='t', stream=stream, every_secs=0.05) as shown:

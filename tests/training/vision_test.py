@@ -1,6 +1,8 @@
 """Tests of training on images: the loop, its counts and report, refusals."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import pathlib
 from typing import Any
@@ -20,8 +22,10 @@ from efficient_llm.training import (
   topology,
   trained_run,
 )
+from experiments import plan_text
 from tests import tiny_images
 
+_PROGRESS = 'progress.txt'
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 
@@ -42,7 +46,11 @@ def _config(folder: pathlib.Path, **changes: Any) -> pretrain.PretrainConfig:
 def whole(folder: pathlib.Path, compilation_cache: None) -> loop.Outcome:
   del compilation_cache
   config = _config(folder, num_steps=40, eval_every=20)
-  return pretrain.train(config, workdir=folder / 'whole')
+  shown = io.StringIO()
+  with contextlib.redirect_stderr(shown):
+    outcome = pretrain.train(config, workdir=folder / 'whole')
+  (folder / _PROGRESS).write_text(shown.getvalue())
+  return outcome
 
 
 def test_classes_are_learned(whole: loop.Outcome) -> None:
@@ -74,6 +82,15 @@ def test_the_report_speaks_of_images(
     assert words in text
   shown = text.split('<details>')[0]
   assert 'token' not in shown
+
+
+def test_the_progress_line_speaks_of_images(
+  whole: loop.Outcome, folder: pathlib.Path
+) -> None:
+  del whole
+  text = (folder / _PROGRESS).read_text()
+  assert 'images/s' in text
+  assert 'token' not in text
 
 
 def test_a_stopped_run_continues_bit_for_bit(
@@ -150,6 +167,9 @@ def test_a_plan_counts_images(folder: pathlib.Path) -> None:
   found = planner.plan(config, where, fast=True)
   assert found.tokens_per_step == 8
   assert found.flops_per_step == 8 * transformer.flops_per_image(config.model)
+  text = plan_text.render(found)
+  assert 'images/s' in text
+  assert 'token' not in text.split('A step')[1]
 
 
 @pytest.mark.parametrize(
