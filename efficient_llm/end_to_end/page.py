@@ -151,7 +151,7 @@ def _baselines(result: Mapping[str, Any]) -> sections.Section:
   ]
   return sections.Table(
     'Beside its baseline',
-    ('what', 'baseline', 'baseline', 'ours', 'note'),
+    ('what', 'against', 'baseline', 'ours', 'note'),
     rows,
     note='Every baseline was measured in this run. Seconds leave out steps in '
     'which something was compiled.',

@@ -14,7 +14,7 @@ from efficient_llm.training import checkpoint, loop
 
 
 def get_config() -> drafter_training.DrafterConfig:
-  """The drafter of the main job's model."""
+  """The drafter of the model of pretrain_cpu.py."""
   return drafter_training.DrafterConfig(
     loss=drafter_training.DrafterLossConfig(num_passes=3),
     optimizer=optimizer.OptimizerConfig(

@@ -1,7 +1,8 @@
 """The byte-level model of 1 M parameters grown to twice its layers.
 
 Paper:    Wang et al. 2023, LiGO, arXiv:2303.00980
-Command:  ./run.sh && ./run.sh python -m experiments.ligo \
+Command:  ./run.sh python -m experiments.pretrain
+          ./run.sh python -m experiments.ligo \
               --config.small=out/pretrain --workdir=out/ligo
           the small model first; --config.method=… for another method,
           --config=experiments/configs/ligo_cpu.py:mslt for a schedule of
