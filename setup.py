@@ -49,6 +49,11 @@ _EXTRAS = {
     'jupytext>=1.17,<2',
     'nbclient>=0.10,<0.12',
   ],
+  'docs': [
+    'myst-parser>=5,<6',
+    'sphinx>=9,<10',
+    'sphinx-book-theme>=1.4,<2',
+  ],
   'wandb': ['wandb>=0.22,<0.32'],
   'torch': ['torch>=2.8,<3'],
   'dev': [

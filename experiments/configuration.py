@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import traceback
+from collections.abc import Callable
 from typing import TypeVar
 
 from experiments import overrides
@@ -52,10 +53,23 @@ def load(path: str, config_type: type[_Config]) -> _Config:
 
 
 def resolve(
-  path: str, config_type: type[_Config], changes: dict[str, str]
+  path: str,
+  config_type: type[_Config],
+  changes: dict[str, str],
+  *,
+  adapt: Callable[[_Config], _Config] | None = None,
 ) -> _Config:
-  """Loads a configuration, applies overrides and checks it as a whole."""
+  """Loads a configuration, applies overrides and checks it as a whole.
+
+  Args:
+    path: Of the file, as in `load`.
+    config_type: What it gives.
+    changes: Text by dotted field.
+    adapt: What a program's own flags make of the file, before the changes.
+  """
   config = load(path, config_type)
+  if adapt is not None:
+    config = adapt(config)
   overrides.check_types(config)
   config = overrides.apply_overrides(config, changes)
   validate = getattr(config, 'validate', None)

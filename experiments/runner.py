@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging as std_logging
 import pathlib
 import sys
@@ -65,6 +66,7 @@ def main(
   config_type: type,
   workdir: str | None = None,
   before_jax: Callable[[], None] | None = None,
+  adapt: Callable[[Any], Any] | None = None,
 ) -> NoReturn:
   """Runs a binary; does not return.
 
@@ -75,6 +77,7 @@ def main(
     config_type: The dataclass that `get_config` must return.
     workdir: Default of --workdir.
     before_jax: Called when the flags are known and no device is.
+    adapt: What the binary's own flags make of the file's configuration.
   """
   define_flags(workdir=workdir)
   changes: dict[str, str] = {}
@@ -95,11 +98,8 @@ def main(
 
   def body(argv: Sequence[str]) -> NoReturn:
     del argv
-    sys.exit(
-      exits.guarded(
-        lambda: _run(run, default_config, config_type, changes, before_jax)
-      )
-    )
+    task = functools.partial(_run, run, default_config, config_type, changes)
+    sys.exit(exits.guarded(lambda: task(before_jax, adapt)))
 
   app.run(body, flags_parser=parse_flags)
   raise AssertionError('app.run returned')
@@ -184,12 +184,15 @@ def _run(
   config_type: type,
   changes: dict[str, str],
   before_jax: Callable[[], None] | None,
+  adapt: Callable[[Any], Any] | None,
 ) -> int:
   values = flags.FLAGS
   _quiet_libraries()
   if values.profile_steps:
     changes['loop.profile_steps'] = values.profile_steps
-  config = resolve(values.config or default_config, config_type, changes)
+  config = resolve(
+    values.config or default_config, config_type, changes, adapt=adapt
+  )
   if values.print_config:
     print(strict_json.to_json(dataclasses.asdict(config), indent=2))
     return DONE

@@ -12,19 +12,26 @@ At the end the folder holds the policy and, in drafter/, its drafter:
 import dataclasses
 import pathlib
 import sys
+from typing import cast, get_args
 
 from absl import flags
 
+from efficient_llm.data.tasks import task as task_lib
 from efficient_llm.models.huggingface import hub
 from efficient_llm.tlt import compare, finish, rewards, train
 from efficient_llm.tlt.config import TltConfig
-from efficient_llm.training import loop, processes
+from efficient_llm.training import loop
 from experiments import cpu_workers, runner
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'Folder of the run whose model is gone on from.'
 )
-_TASK = flags.DEFINE_string('task', None, 'Short for --config.task.name.')
+_TASK = flags.DEFINE_enum(
+  'task',
+  None,
+  get_args(task_lib.Name),
+  'Another task than the file has, with its own defaults.',
+)
 _AB = flags.DEFINE_integer(
   'ab', None, 'Only answer so many steps with and without TLT, and compare.'
 )
@@ -32,8 +39,6 @@ _AB = flags.DEFINE_integer(
 
 def run(config: TltConfig, workdir: pathlib.Path) -> int:
   """Trains and says where to look."""
-  config = with_flags(config)
-  processes.on_first(lambda: runner.write_config(config, workdir))
   if _AB.value is not None:
     return _compare(config, workdir)
   try:
@@ -66,15 +71,20 @@ def _compare(config: TltConfig, workdir: pathlib.Path) -> int:
 
 
 def with_flags(config: TltConfig) -> TltConfig:
-  """The configuration with what the flags say."""
+  """The configuration with what the flags say.
+
+  The settings of a task belong to it alone, so another one brings its own.
+  """
   if _CHECKPOINT.value is not None:
     folder = _CHECKPOINT.value
     if not hub.is_reference(folder):
       folder = str(pathlib.Path(folder).absolute())
     config = dataclasses.replace(config, checkpoint=folder)
-  if _TASK.value is not None:
-    task = dataclasses.replace(config.task, name=_TASK.value)
-    config = dataclasses.replace(config, task=task)
+  name = _TASK.value
+  if name is not None and name != config.task.name:
+    config = dataclasses.replace(
+      config, task=task_lib.TaskConfig(cast(task_lib.Name, name))
+    )
   return config
 
 
@@ -85,4 +95,5 @@ if __name__ == '__main__':
     config_type=TltConfig,
     workdir='out/tlt',
     before_jax=cpu_workers.start,
+    adapt=with_flags,
   )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 from typing import Any
@@ -25,6 +26,7 @@ from efficient_llm.speculative import (
 from efficient_llm.tlt import update
 from efficient_llm.tlt.config import TltConfig
 from experiments import configuration
+from tests import binary
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / 'experiments' / 'configs'
 _WORDS = 32
@@ -138,3 +140,18 @@ def test_the_policy_for_a_gpu_is_updated_on_whole_answers() -> None:
   )
   assert metrics['loss'].shape == ()
   assert math.prod(batch['tokens'].shape) == rows * 8704
+
+
+def test_another_task_comes_with_its_own_settings(
+  tmp_path: pathlib.Path,
+) -> None:
+  run = binary.start(
+    ['--task=jsonl', '--config.task.path=mine.jsonl', '--print_config'],
+    cache=tmp_path,
+    module='experiments.tlt',
+  )
+  out, err = run.communicate()
+  assert run.returncode == 0, err
+  task = json.loads(out)['task']
+  assert task['path'] == 'mine.jsonl'
+  assert (task['name'], task['slip'], task['max_steps']) == ('jsonl', 0.0, 24)
