@@ -70,7 +70,7 @@ def _tiles(result: Mapping[str, Any]) -> list[sections.Tile]:
     sections.Tile(
       'Islands',
       'none' if reduction is None else f'{reduction:,.0f} x',
-      'fewer bytes',
+      'fewer bytes' if reduction is not None else '',
       f'{result["diloco_loss_ratio"] - 1:+.1%} loss against data-parallel',
     ),
     sections.Tile(
