@@ -6,7 +6,7 @@ from efficient_llm.diloco.wan import fragment_codec, messages
 
 _FRAGMENT = {
   'a': np.linspace(-1, 1, 48, dtype=np.float32).reshape(4, 12),
-  'b': np.float32([3.0, -2.0, 0.5]),
+  'b': np.array([3.0, -2.0, 0.5], np.float32),
 }
 _SHAPES = fragment_codec.shapes_of(_FRAGMENT)
 

@@ -18,7 +18,9 @@ _ROUNDS = RoundConfig(
 )
 
 
-@pytest.mark.parametrize('overlap', [0, 1])
+@pytest.mark.parametrize(
+  'overlap', [1, pytest.param(0, marks=pytest.mark.slow)]
+)
 def test_islands_train_to_the_end_and_agree_with_the_hub(
   tmp_path: pathlib.Path, overlap: int
 ) -> None:

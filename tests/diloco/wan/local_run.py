@@ -79,7 +79,7 @@ def run(
   hub: hub_lib.Hub,
   islands: dict[str, tuple[island_lib.Island, DirectLink]],
   *,
-  secs: float = 100.0,
+  secs: float = 400.0,
 ) -> dict[str, island_lib.Outcome]:
   """Runs islands against a hub until it has told all of them to stop."""
   outcomes: dict[str, island_lib.Outcome] = {}

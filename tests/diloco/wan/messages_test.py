@@ -14,7 +14,7 @@ _MESSAGE = messages.Message(
   {
     'a/codes': np.arange(12, dtype=np.int8).reshape(3, 4),
     'a/scales': np.zeros((0, 2), np.uint16),
-    'b': np.float32(2.5).reshape(()),
+    'b': np.array(2.5, np.float32),
   },
 )
 _LIMIT = 1 << 16
