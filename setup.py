@@ -43,7 +43,12 @@ _EXTRAS = {
   ],
   'rl': ['math-verify>=0.8,<0.10', 'reasoning-gym>=0.1.24,<0.2'],
   'vision': ['pillow>=11,<14', 'scikit-learn>=1.5,<2'],
-  'wan': ['grpcio>=1.70,<2'],
+  'wan': [
+    'cryptography>=50,<51',
+    'flwr>=1.41,<1.42',
+    'httpx>=0.28,<1',
+    'starlette>=1,<2',
+  ],
   'notebook': [
     'ipykernel>=6.29,<8',
     'jupytext>=1.17,<2',
@@ -75,6 +80,7 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=['efficient_llm', 'efficient_llm.*']
   ),
+  package_data={'efficient_llm.diloco.wan.app': ['pyproject.toml']},
   install_requires=_CORE,
   extras_require=_EXTRAS,
   classifiers=[

@@ -40,8 +40,22 @@ _BINARIES_ONLY = (
 )
 _MAX_LINES = 300
 # Two binaries may define the same flag, as they never run together.
-# Peers in benchmarks, whose library is an extra of its own.
-_NEED_AN_EXTRA = {'benchmarks.torch_transformer': 'torch'}
+# Modules whose library is an extra of its own.
+_NEED_AN_EXTRA = {
+  'benchmarks.torch_transformer': 'torch',
+  **dict.fromkeys(
+    (
+      'efficient_llm.diloco.wan.app.islands_app.hub',
+      'efficient_llm.diloco.wan.app.islands_app.island',
+      'efficient_llm.diloco.wan.flower_frames',
+      'efficient_llm.diloco.wan.flower_process',
+      'efficient_llm.diloco.wan.hub_app',
+      'efficient_llm.diloco.wan.keys',
+      'efficient_llm.diloco.wan.shim',
+    ),
+    'flwr',
+  ),
+}
 _IMPORT_ALL = """
 import importlib, sys
 from absl import flags

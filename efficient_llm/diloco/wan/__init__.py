@@ -1,0 +1,1 @@
+"""Islands as independent jobs over the internet, around a hub."""

@@ -1,0 +1,1 @@
+"""The app that Flower takes to hub and islands."""

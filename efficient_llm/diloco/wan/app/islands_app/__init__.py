@@ -1,0 +1,1 @@
+"""What Flower runs: nothing but what hub and islands have installed."""

@@ -1,0 +1,5 @@
+"""An island's side."""
+
+from efficient_llm.diloco.wan.shim import app
+
+__all__ = ['app']

@@ -1,0 +1,354 @@
+"""READ FIRST, after `hub`. The resident trainer of one island.
+
+Compiled once, with its inner moments in memory, it trains on its own data and
+talks to the hub between two steps: it never stops to send. With an overlap it
+trains on until the answer is there; without one it waits for it, as DiLoCo
+does, but no longer than `rounds.patience_secs`.
+
+Over 300 lines: one loop and the questions it asks, read in one place.
+"""
+
+import dataclasses
+import functools
+import threading
+import time
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+
+from efficient_llm import sharding
+from efficient_llm.data import iterator
+from efficient_llm.diloco.wan import exchange as exchange_lib
+from efficient_llm.diloco.wan import fragment_codec, shared_model
+from efficient_llm.diloco.wan.config import IslandsConfig
+from efficient_llm.diloco.wan.fragment_codec import Fragment
+from efficient_llm.training import pretrain
+
+_MAX_SPANS = 500
+_GREETING_SECS = 1.0
+
+
+class RefusedError(ValueError):
+  """The hub does not want this island, in one line."""
+
+
+class Link(Protocol):
+  """How messages of the hub come and are answered; see `local_link`."""
+
+  def poll(self, secs: float = 0.0) -> bytes | None: ...
+
+  def claim(self) -> bool: ...
+
+  def answer(self, frame: bytes) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What became of an island.
+
+  Attributes:
+    steps: Inner steps it made.
+    tokens: It trained on.
+    rounds: Answers of the hub.
+    compute_secs: Spent in steps.
+    waiting_secs: Spent waiting for the hub, once it had begun.
+    loss: Of the last step, in nats a token.
+  """
+
+  steps: int
+  tokens: float
+  rounds: int
+  compute_secs: float
+  waiting_secs: float
+  loss: float | None
+
+
+class Island:
+  """Trains between the hub's messages.
+
+  Args:
+    config: The run.
+    batches: Of the island's own data.
+    exchange: Its side of the conversation.
+    step_secs: Shortest time of a step, for tests of the network.
+  """
+
+  def __init__(
+    self,
+    config: IslandsConfig,
+    batches: iterator.BatchIterator,
+    *,
+    exchange: exchange_lib.Exchange | None = None,
+    step_secs: float = 0.0,
+  ):
+    self._config, self._batches = config, batches
+    self._step_secs = step_secs
+    params = shared_model.initial_params(config)
+    self._exchange = exchange or exchange_lib.Exchange(
+      config, shared_model.cut(config, params)
+    )
+    self._mesh = sharding.make_mesh(config.mesh)
+    self._program = pretrain.build(config, self._mesh)
+    with jax.set_mesh(self._mesh):
+      self._state = self._program.init_state()
+    self._fragments = shared_model.make_fragments(config)
+    self._lock = threading.Lock()
+    self._spans: list[list[Any]] = []
+    self._steps = 0
+    self._since_sent = 0
+    self._tokens = self._compute_secs = self._waiting_secs = 0.0
+    self._speed: float | None = None
+    self._loss: float | None = None
+    self._rounds = 0
+    self._orders: exchange_lib.Orders | None = None
+    self._held: exchange_lib.Orders | None = None
+    self._sent_at = 0.0
+    self._is_alone = False
+
+  def idle(self) -> bytes | None:
+    """Says that there is nothing to send yet; from any thread."""
+    if self._orders is None:
+      return None
+    with self._lock:
+      return self._exchange.alive(self._signs())
+
+  def run(self, link: Link) -> Outcome:
+    """Trains until the hub says stop.
+
+    Args:
+      link: To the hub.
+
+    Raises:
+      RefusedError: If the hub does not want this island.
+    """
+    with jax.set_mesh(self._mesh):
+      while not self._is_over(link):
+        if self._orders is None:
+          continue
+        if self._is_due() and self._may_send(link):
+          self._send(link)
+          self._is_alone = False
+        if self._must_wait():
+          self._wait(link)
+        else:
+          self._step()
+    return Outcome(
+      steps=self._steps,
+      tokens=self._tokens,
+      rounds=self._rounds,
+      compute_secs=self._compute_secs,
+      waiting_secs=self._waiting_secs,
+      loss=self._loss,
+    )
+
+  def _is_over(self, link: Link) -> bool:
+    """Obeys the hub's next message, if there is one."""
+    secs = 0.0 if self._orders is not None else _GREETING_SECS
+    frame = link.poll(secs)
+    if frame is not None:
+      self._obey(frame, link)
+    self._apply_if_due()
+    return self._orders is not None and self._orders.kind == 'stop'
+
+  def _obey(self, frame: bytes, link: Link) -> None:
+    with self._lock:
+      orders = self._exchange.take(frame, position=self._position())
+    if orders.kind == 'refuse':
+      raise RefusedError(f'the hub refuses this island: {orders.reason}.')
+    if orders.kind == 'greet':
+      if link.claim():
+        with self._lock:
+          link.answer(self._exchange.hello(self._signs()))
+      return
+    if orders.reason:
+      logging.warning('The hub refused an update: %s', orders.reason)
+    if self._sent_at:
+      self._span('sending', self._sent_at, time.time())
+      self._sent_at = 0.0
+    if orders.kind == 'stop':
+      if link.claim():
+        link.answer(self._exchange.bye())
+    elif orders.kind == 'welcome' and self._rounds == 0:
+      self._begin(orders)
+    self._rounds += 1
+    if self._held is not None:
+      # An answer that came before the last one was applied.
+      self._apply(self._held)
+    self._orders = self._held = orders
+    self._is_alone = False
+
+  def _begin(self, orders: exchange_lib.Orders) -> None:
+    """Takes up the run where the hub is."""
+    self._batches.seek(orders.position)
+    self._exchange.begin_at(orders.position)
+    # All that the hub has now, and not the parameters of step 0.
+    for p, values in enumerate(self._exchange.theta_P):
+      self._put(p, values, mixing=0.0)
+    where = self._state.step.sharding
+    self._state = self._state.replace(
+      step=jax.device_put(np.int32(orders.step), where)
+    )
+    logging.info(
+      'Welcome: step %d, batch %d of the data', orders.step, orders.position
+    )
+
+  def _apply_if_due(self) -> None:
+    held = self._held
+    if held is None:
+      return
+    overlap = self._config.fragments.overlap_steps
+    if held.adopts_all or self._since_sent >= overlap:
+      self._apply(held)
+      self._held = None
+
+  def _apply(self, orders: exchange_lib.Orders) -> None:
+    mixing = 0.0 if orders.adopts_all else self._config.fragments.mixing
+    for p, values in orders.parts:
+      self._put(p, values, mixing=mixing)
+
+  def _put(self, fragment: int, values: Fragment, *, mixing: float) -> None:
+    params = self._mixed(self._state.params, values, mixing, fragment=fragment)
+    self._state = self._state.replace(params=params)
+
+  @functools.cached_property
+  def _mixed(self) -> Any:
+    fragments = self._fragments
+
+    def mixed(
+      params: Any, values: Fragment, mixing: Any, *, fragment: int
+    ) -> Any:
+      own = fragments.take(params, fragment)
+      new = {
+        name: mixing * own[name] + (1 - mixing) * x
+        for name, x in values.items()
+      }
+      # So that values that are not finite are replaced as well.
+      new = {
+        name: jax.numpy.where(mixing > 0, x, values[name])
+        for name, x in new.items()
+      }
+      return fragments.put(params, fragment, new)
+
+    shardings = jax.tree.map(
+      lambda x: x.sharding, self._program.abstract_state.params
+    )
+    return jax.jit(
+      mixed,
+      static_argnames='fragment',
+      donate_argnums=0,
+      out_shardings=shardings,
+    )
+
+  def _is_due(self) -> bool:
+    assert self._orders is not None
+    return (
+      self._since_sent >= self._orders.steps
+      and not self._exchange.awaits_answer
+      and self._held is None
+    )
+
+  def _must_wait(self) -> bool:
+    """Whether an update has to be answered, or sent, before the next step."""
+    if self._config.fragments.overlap_steps or self._is_alone:
+      return False
+    return self._exchange.awaits_answer or self._is_due()
+
+  def _may_send(self, link: Link) -> bool:
+    if link.claim():
+      return True
+    if self._must_wait():
+      self._wait(link)
+    return False
+
+  def _wait(self, link: Link) -> None:
+    """Waits for the hub, but no longer than is patient."""
+    start = time.time()
+    patience = self._config.rounds.patience_secs
+    frame = None
+    while frame is None and time.time() - start < patience:
+      frame = link.poll(min(0.2, patience))
+    end = time.time()
+    self._waiting_secs += end - start
+    self._span('waiting', start, end)
+    if frame is None:
+      logging.warning('No word from the hub for %.0f s: going on.', patience)
+      self._is_alone = True
+    else:
+      self._obey(frame, link)
+
+  def _send(self, link: Link) -> None:
+    assert self._orders is not None
+    fragment = self._orders.fragment
+    own = self._own(fragment)
+    with self._lock:
+      frame = self._exchange.update(
+        fragment, own, position=self._position(), signs=self._signs()
+      )
+    self._since_sent = 0
+    self._sent_at = time.time()
+    link.answer(frame)
+
+  def _own(self, fragment: int) -> Fragment:
+    taken = self._fragments.take(self._state.params, fragment)
+    with fragment_codec.on_cpu():
+      return {
+        name: np.asarray(jax.device_get(x), np.float32)
+        for name, x in taken.items()
+      }
+
+  def _step(self) -> None:
+    start = time.time()
+    batch = sharding.to_global(
+      dict(next(self._batches)), sharding=self._program.batch_sharding
+    )
+    self._state, found = self._program.train_step(self._state, batch)
+    loss, tokens, finite = (
+      float(found[name]) for name in ('loss', 'tokens', 'finite')
+    )
+    if (left := self._step_secs - (time.time() - start)) > 0:
+      time.sleep(left)
+    end = time.time()
+    self._steps += 1
+    self._since_sent += 1
+    self._tokens += tokens
+    self._compute_secs += end - start
+    # The first one compiles.
+    if self._steps > 1:
+      rate = 1.0 / max(end - start, 1e-6)
+      old = self._speed
+      self._speed = rate if old is None else 0.8 * old + 0.2 * rate
+    self._loss = loss if finite else self._loss
+    with self._lock:
+      self._exchange.trained(tokens)
+    self._span('compute', start, end)
+
+  def _span(self, kind: str, start: float, end: float) -> None:
+    """Keeps what was done when; steps in a row are one span."""
+    with self._lock:
+      last = self._spans[-1] if self._spans else None
+      if (
+        kind == 'compute'
+        and last is not None
+        and last[0] == 'compute'
+        and start - last[2] < 0.05
+        and end - last[1] < 60
+      ):
+        last[2] = end
+        return
+      self._spans = [*self._spans, [kind, start, end]][-_MAX_SPANS:]
+
+  def _signs(self) -> dict[str, Any]:
+    """What the island says of itself; spans are said once."""
+    spans, self._spans = self._spans, []
+    return {
+      'step': self._steps,
+      'loss': self._loss,
+      'speed': self._speed,
+      'spans': spans,
+      'clock': time.time(),
+    }
+
+  def _position(self) -> int:
+    return int(self._batches.get_state()['next_step'])
