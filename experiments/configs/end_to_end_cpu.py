@@ -88,14 +88,14 @@ def _reasoning(*, is_quick: bool) -> TltConfig:
   answer = _BYTES_PER_STEP * max_steps + _END
   longest = _PROMPT + answer
   return TltConfig(
-    task=task.TaskConfig(name='trace', slip=0.1, max_steps=max_steps),
+    task=task.TaskConfig(name='trace', slip=0.3, max_steps=max_steps),
     supervised=pretrain.PretrainConfig(
       mesh=_MESH,
       data=data_config.DataConfig(
         sequence_length=longest, batch_size=10, validation_fraction=0.02
       ),
       optimizer=_muon(2e-3, warmup_steps=10),
-      loop=_loop(20 if is_quick else 260, eval_every=100),
+      loop=_loop(20 if is_quick else 240, eval_every=100),
     ),
     num_examples=2000 if is_quick else 20_000,
     warmup=drafter_program.DrafterConfig(
@@ -111,7 +111,7 @@ def _reasoning(*, is_quick: bool) -> TltConfig:
       loop=_loop(10 if is_quick else 100, eval_every=50),
     ),
     rollout=rollout_config.RolloutConfig(
-      num_prompts=4 if is_quick else 8,
+      num_prompts=4 if is_quick else 16,
       group_size=4 if is_quick else 8,
       max_live=4,
       speculation='learned',
@@ -127,14 +127,14 @@ def _reasoning(*, is_quick: bool) -> TltConfig:
       sequence_length=longest,
       rows_at_once=4,
       optimizer=optimizer.OptimizerConfig(
-        learning_rate=1e-4,
+        learning_rate=6e-5,
         warmup_steps=1 if is_quick else 3,
         schedule='cosine',
         b2=0.95,
         weight_decay=0.0,
       ),
     ),
-    loop=_loop(2 if is_quick else 16, eval_every=4, log_every=1, save_every=5),
+    loop=_loop(2 if is_quick else 12, eval_every=4, log_every=1, save_every=5),
     mesh=_MESH,
     max_prompt_tokens=_PROMPT,
     eval_problems=32 if is_quick else 128,
