@@ -54,11 +54,15 @@ filegroup(
 
 
 def _sources() -> list[str]:
-  """Returns the project's Python files, as paths from the root, sorted."""
+  """Returns the project's Python files, as paths from the root, sorted.
+
+  Without notebooks, which are run and not imported.
+  """
   return sorted(
     path.relative_to(_ROOT).as_posix()
     for folder in _FOLDERS
     for path in (_ROOT / folder).rglob('*.py')
+    if 'colabs' not in path.parts
   )
 
 

@@ -68,7 +68,13 @@ for name in sys.argv[1:]:
 
 
 def _modules() -> dict[str, pathlib.Path]:
-  paths = (p for top in _TOP for p in sorted((_ROOT / top).rglob('*.py')))
+  paths = (
+    path
+    for top in _TOP
+    for path in sorted((_ROOT / top).rglob('*.py'))
+    # Notebooks are run, not imported.
+    if 'colabs' not in path.parts
+  )
   return {
     '.'.join(path.relative_to(_ROOT).with_suffix('').parts): path
     for path in paths
