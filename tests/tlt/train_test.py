@@ -110,6 +110,13 @@ def test_plain_decoding_beside_it_is_measured_and_changes_nothing(
     assert line['plain_step_secs'] == pytest.approx(
       line['plain_rollout_secs'] + line['reward_secs'] + line['update_secs']
     )
+    # Plain decoding is no part of the step, though the loop waits for it.
+    assert line['step_secs'] == pytest.approx(
+      line['rollout_secs']
+      + line['reward_secs']
+      + line['update_secs']
+      + line['drafter_secs']
+    )
   result = json.loads((tmp_path / 'result.json').read_text())
   assert result['speedup_step'] == pytest.approx(
     result['plain_step_secs'] / result['step_secs']
