@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -73,3 +74,10 @@ def _environment(home: pathlib.Path) -> dict[str, str]:
     'JAX_PLATFORMS': 'cpu',
     'PYTHONUNBUFFERED': '1',
   }
+
+
+def free_port() -> int:
+  """A port of this machine that nobody has."""
+  with socket.socket() as found:
+    found.bind(('127.0.0.1', 0))
+    return found.getsockname()[1]

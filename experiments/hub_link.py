@@ -167,7 +167,7 @@ class Keeper(contextlib.AbstractContextManager):
       return _NOT_LET_IN in file.read()
 
   def _arguments(self) -> Sequence[str]:
-    port = _free_port()
+    port = flower_programs.free_port()
     return [
       'supernode',
       f'127.0.0.1:{port}',
@@ -178,9 +178,3 @@ class Keeper(contextlib.AbstractContextManager):
       f'--port={port}',
       f'--node-config=socket="{self._link.path}" secs={self._secs}',
     ]
-
-
-def _free_port() -> int:
-  with socket.socket() as found:
-    found.bind(('127.0.0.1', 0))
-    return found.getsockname()[1]

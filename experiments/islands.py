@@ -8,7 +8,6 @@ their own, each with its part of the data, and waits for the end.
 """
 
 import pathlib
-import socket
 import subprocess
 import sys
 import time
@@ -43,7 +42,7 @@ def run(changes: dict[str, str]) -> int:
   workdir = pathlib.Path(values.workdir).absolute()
   names = [f'island-{i}' for i in range(values.local)]
   keys.make(workdir / 'keys', hosts=[], islands=names)
-  port = _free_port()
+  port = flower_programs.free_port()
   shared = [f'--config={values.config}']
   shared += [f'--config.{name}={text}' for name, text in changes.items()]
   hub = subprocess.Popen(
@@ -112,12 +111,6 @@ def _watch(
 
 def _python(module: str) -> list[str]:
   return [sys.executable, '-m', f'experiments.{module}']
-
-
-def _free_port() -> int:
-  with socket.socket() as found:
-    found.bind(('127.0.0.1', 0))
-    return found.getsockname()[1]
 
 
 if __name__ == '__main__':

@@ -17,7 +17,6 @@ from efficient_llm.diloco.config import DilocoConfig
 from efficient_llm.diloco.schedule import Schedule
 from efficient_llm.diloco.state import DilocoState
 from efficient_llm.models import transformer
-from efficient_llm.models.huggingface import hub
 from efficient_llm.training import (
   batch_layout,
   chart,
@@ -140,18 +139,9 @@ def first_state(config: DilocoConfig, program: mesh_lib.Program) -> DilocoState:
   state = program.init_state()
   if not config.start:
     return state
-  wanted = program.abstract_state(config.islands).params
-  if hub.is_reference(config.start):
-    imported = trained_run.find(config.start, name='start')
-    return program.started(state, imported.restore_params(wanted))
-  try:
-    params = saved_run.restore_params(
-      pathlib.Path(config.start) / 'checkpoints', wanted
-    )
-  except (step_folders.CheckpointError, OSError) as error:
-    raise ValueError(
-      f'start={config.start!r} must be the folder of a run: {error}'
-    ) from error
+  params = trained_run.start_params(
+    config.start, config.model, program.abstract_state(config.islands).params
+  )
   return program.started(state, params)
 
 

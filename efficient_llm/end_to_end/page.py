@@ -1,7 +1,6 @@
 """The page of the line: every saving beside its baseline, and the curves."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ def write(line: Line, result: Mapping[str, Any]) -> pathlib.Path:
     line.workdir,
     title='A model trained for less, in four ways',
     subtitle=(
-      f'{_params(line):,} parameters, '
+      f'{line.result("scratch")["num_params"]:,} parameters, '
       f'{units.format_duration(result["total_secs"])} on '
       f'{made_by["device_count"]} x {made_by["device_kind"]}'
     ),
@@ -175,8 +174,8 @@ def _curves(line: Line, result: Mapping[str, Any]) -> list[sections.Section]:
     chart.Curve(
       'Predicted and achieved',
       [
-        *(_losses(name, x, by='flops') for name, x in shown),
-        _losses('target', folder / 'scratch', by='flops'),
+        *(_losses(line, name, x, by='flops') for name, x in shown),
+        _losses(line, 'target', folder / 'scratch', by='flops'),
         chart.Series(
           '90 % interval', [scratch_flops, scratch_flops], [low, high]
         ),
@@ -188,8 +187,8 @@ def _curves(line: Line, result: Mapping[str, Any]) -> list[sections.Section]:
     chart.Curve(
       'Grown, and from nothing',
       [
-        _losses('grown', folder / 'growth', by='flops', more=extra),
-        _losses('from nothing', folder / 'scratch', by='flops'),
+        _losses(line, 'grown', folder / 'growth', by='flops', more=extra),
+        _losses(line, 'from nothing', folder / 'scratch', by='flops'),
       ],
       'FLOPs of the large model, operator and trials included',
       'validation loss, nats a token',
@@ -197,8 +196,8 @@ def _curves(line: Line, result: Mapping[str, Any]) -> list[sections.Section]:
     chart.Curve(
       'Islands, and data-parallel training',
       [
-        _losses('islands', folder / 'islands', by='tokens'),
-        _losses('data-parallel', folder / 'control', by='tokens'),
+        _losses(line, 'islands', folder / 'islands', by='tokens'),
+        _losses(line, 'data-parallel', folder / 'control', by='tokens'),
       ],
       'tokens',
       'validation loss, nats a token',
@@ -246,10 +245,10 @@ def _curves(line: Line, result: Mapping[str, Any]) -> list[sections.Section]:
 
 
 def _losses(
-  label: str, folder: pathlib.Path, *, by: str, more: float = 0.0
+  line: Line, label: str, folder: pathlib.Path, *, by: str, more: float = 0.0
 ) -> chart.Series:
   """Validation losses of a run by tokens or FLOPs."""
-  result = json.loads((folder / 'result.json').read_bytes())
+  result = line.result(folder)
   scale = 1.0 if by == 'tokens' else result['flops'] / result['num_tokens']
   points = metrics.read_metrics(folder, kind='eval')
   return chart.Series(
@@ -273,7 +272,3 @@ def _times(result: Mapping[str, Any]) -> sections.Section:
     for name, secs in result['stages'].items()
   ]
   return sections.Table('Stages', ('stage', 'time'), rows)
-
-
-def _params(line: Line) -> int:
-  return line.result('scratch')['num_params']

@@ -27,7 +27,6 @@ from efficient_llm.training import (
   samples,
   sections,
   step,
-  step_folders,
   trained_run,
 )
 from efficient_llm.training import loop as loop_lib
@@ -267,18 +266,9 @@ def _started(program: Program, config: PretrainConfig) -> state_lib.TrainState:
   Raises:
     ValueError: If there are none, or they are of another model.
   """
-  run = trained_run.find(config.start, name='start')
-  if run.model.sizes != config.model.sizes:
-    raise ValueError(
-      f'start={config.start!r} must be of the same model and has the sizes '
-      f'{run.model.sizes}, not {config.model.sizes}; choose another.'
-    )
-  try:
-    params = run.restore_params(program.abstract_state.params)
-  except (step_folders.CheckpointError, OSError) as error:
-    raise ValueError(
-      f'start={config.start!r} must be the folder of a run: {error}'
-    ) from error
+  params = trained_run.start_params(
+    config.start, config.model, program.abstract_state.params
+  )
   return program.init_state().replace(params=params)
 
 

@@ -154,6 +154,34 @@ def find(
   )
 
 
+def start_params(
+  start: str,
+  model: transformer.TransformerConfig,
+  abstract_params: typing.PyTree,
+) -> typing.Params:
+  """Parameters that another run goes on from.
+
+  Args:
+    start: As the configuration names it; see `find`.
+    model: Of the run that goes on.
+    abstract_params: Shapes, dtypes and shardings to restore into.
+  Raises:
+    ValueError: If there are none, or they are of another model.
+  """
+  run = find(start, name='start')
+  if run.model.sizes != model.sizes:
+    raise ValueError(
+      f'start={start!r} must be of the same model and has the sizes '
+      f'{run.model.sizes}, not {model.sizes}; choose another.'
+    )
+  try:
+    return run.restore_params(abstract_params)
+  except (step_folders.CheckpointError, OSError) as error:
+    raise ValueError(
+      f'start={start!r} must be the folder of a run: {error}'
+    ) from error
+
+
 def _imported(reference: str, *, step: int | None) -> TrainedRun:
   """A checkpoint of transformers as a run, which was trained elsewhere."""
   if step:

@@ -93,8 +93,7 @@ class Exchange:
     shapes_P = [fragment_codec.shapes_of(x) for x in theta_P]
     self._up = fragment_codec.Codec(config.compression, shapes_P)
     self._down = fragment_codec.Codec(config.down_compression, shapes_P)
-    sizes = [sum(x.nbytes for x in part.values()) for part in theta_P]
-    self.max_bytes = 2 * sum(sizes) + (4 << 20)
+    self.max_bytes = fragment_codec.max_bytes(theta_P)
     self._digests_P = [fragment_codec.digest(x) for x in self.theta_P]
     self._params = list(self._digests_P)
     self._owed_P: list[Fragment | None] = [

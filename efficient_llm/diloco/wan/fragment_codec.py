@@ -18,6 +18,8 @@ from efficient_llm.diloco.wan import messages
 
 Fragment = dict[str, np.ndarray]
 _PARTS = ('codes', 'scales', 'indices')
+# For the header of a message.
+_HEADROOM_BYTES = 4 << 20
 
 
 @contextlib.contextmanager
@@ -150,6 +152,12 @@ def digest(fragment: Mapping[str, np.ndarray]) -> str:
     found.update(f'{name}{list(values.shape)}'.encode())
     found.update(values.tobytes())
   return found.hexdigest()
+
+
+def max_bytes(theta_P: Sequence[Fragment]) -> int:
+  """What no message about these fragments exceeds."""
+  sizes = [x.nbytes for part in theta_P for x in part.values()]
+  return 2 * sum(sizes) + _HEADROOM_BYTES
 
 
 def added(fragment: Fragment, move: Fragment) -> Fragment:

@@ -30,7 +30,6 @@ from efficient_llm.diloco.wan.members import Member, Update
 from efficient_llm.training import checkpoint as checkpoint_lib
 from efficient_llm.training import strict_json
 
-_HEADROOM_BYTES = 4 << 20
 _SPAN_KINDS = ('compute', 'waiting', 'sending')
 _MAX_SPANS = 1000
 _HISTORY_KEPT, _REFUSALS_KEPT = 2000, 200
@@ -66,8 +65,7 @@ class Hub:
       'layout': shared_model.layout(theta_P),
       'params': json.dumps([fragment_codec.digest(x) for x in theta_P]),
     }
-    sizes = [sum(x.nbytes for x in part.values()) for part in theta_P]
-    self.max_bytes = 2 * sum(sizes) + _HEADROOM_BYTES
+    self.max_bytes = fragment_codec.max_bytes(theta_P)
     self.members: dict[str, Member] = {}
     self.slot = 0
     self.refusals: list[dict[str, Any]] = []
