@@ -104,7 +104,9 @@ def test_islands_start_from_another_run(folder: pathlib.Path) -> None:
 
 def test_a_start_that_is_none_is_refused(folder: pathlib.Path) -> None:
   config = _config(folder, start=str(folder / 'nowhere'))
-  with pytest.raises(ValueError, match='must be the folder of a pre-training run'):
+  with pytest.raises(
+    ValueError, match='must be the folder of a pre-training run'
+  ):
     train.train(config, workdir=folder / 'never')
 
 
