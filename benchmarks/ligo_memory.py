@@ -1,12 +1,13 @@
 """Memory of learning a growth operator against training, compiled for a TPU.
 
-    python -m benchmarks.ligo_memory [--topology=v5e:2x2]
+    python -m benchmarks.ligo_memory [--topology=v5e:2x2] [--level=O1]
 
 Needs libtpu, but no TPU: programs are compiled ahead of time and not run. For
 pairs of the LiGO paper at full size, in MiB on each chip, inputs and
 temporaries together: a train step of the large model; a step of the operator
 with every layer made inside the scan; and the same with all layers made at
-once, as it would be without.
+once, as it would be without. The compiler's full effort (`--level=O2`) takes
+several times as long for nearly the same memory.
 """
 
 import argparse
@@ -112,11 +113,13 @@ def main() -> None:
   """Measures all pairs."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--topology', default='v5e:2x2')
+  parser.add_argument('--level', default='O1', choices=('O0', 'O1', 'O2', 'O3'))
   arguments = parser.parse_args()
   try:
     where = topology.load(topology.parse(arguments.topology))
   except ValueError as error:
     parser.error(str(error))
+  jax.config.update('jax_optimization_level', arguments.level)
   found: dict[str, dict[str, float]] = {}
   for pair in PAIRS:
     found[pair] = {}
@@ -134,6 +137,7 @@ def main() -> None:
     'ligo_memory',
     {
       'topology': where.name,
+      'optimization_level': arguments.level,
       'pairs': found,
       'max_learn_by_train': max(ratios),
     },
