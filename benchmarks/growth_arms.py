@@ -168,11 +168,7 @@ ABLATIONS: dict[str, dict[str, Arm]] = {
     ),
   },
 }
-QUICK = {
-  'depth': ('mslt',),
-  'width': ('ligo',),
-  'both': ('bert2bert',),
-}
+QUICK = {'depth': ('mslt',), 'both': ('ligo', 'bert2bert')}
 RATE = 6e-3
 
 

@@ -13,7 +13,7 @@ from efficient_llm import optimizer, sharding
 from efficient_llm.ligo import config as config_lib
 from efficient_llm.ligo import learning, methods, state, train
 from efficient_llm.models import transformer
-from efficient_llm.training import pretrain, trained_run
+from efficient_llm.training import metrics, pretrain, saved_run, trained_run
 from tests import tiny, tiny_images
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
@@ -149,6 +149,59 @@ def test_the_operator_s_step_makes_layers_inside_the_scan(
   assert found['grad_norm'] > 0
   moved = jax.tree.map(lambda x, y: bool((x != y).any()), after.params, first)
   assert all(jax.tree.leaves(moved))
+
+
+def test_the_small_model_teaches_the_large_one(folder: pathlib.Path) -> None:
+  taught = config_lib.InheritConfig(weight=1.0, share_of_steps=0.5)
+  config = _config(folder, method='random', inherit=taught)
+  train.train(config, workdir=folder / 'taught')
+  # A forward pass of the teacher in six of twelve steps.
+  flops = 6 * 8 * transformer.flops_per_image(tiny_images.MODEL) / 3
+  assert _card(folder / 'taught')['teacher_flops'] == pytest.approx(flops)
+  logged = metrics.read_metrics(folder / 'taught', kind='train')
+  assert logged[0]['kl'] > 0
+  assert logged[-1]['kl'] == 0
+
+
+def test_auto_chooses_the_trial_of_lowest_loss(folder: pathlib.Path) -> None:
+  probe = config_lib.ProbeConfig(num_steps=3)
+  config = _config(folder, method='auto', probe=probe)
+  train.train(config, workdir=folder / 'auto')
+  card = _card(folder / 'auto')
+  losses = {trial['name']: trial['loss'] for trial in card['probes']}
+  assert set(losses) == {'stack', 'lemon'}
+  assert card['method'] == min(losses, key=lambda name: losses[name])
+  # Of the other trial.
+  assert card['probe_tokens'] == 3 * 8
+  text = (folder / 'auto' / 'report.html').read_text()
+  assert 'Trials of methods' in text
+  assert 'token' not in text.split('<details>')[0]
+
+
+def test_new_layers_of_a_stage_are_trained_alone(folder: pathlib.Path) -> None:
+  stage = config_lib.StageConfig(num_steps=4, method='top', rest_old=True)
+  deeper = dataclasses.replace(tiny_images.MODEL, num_layers=4)
+  config = _config(folder, model=deeper, stages=(stage,))
+  workdir = folder / 'mslt'
+  train.train(config, workdir=workdir)
+  small, staged, end = (
+    saved_run.restore_params(path / 'checkpoints', None)
+    for path in (folder / 'small', workdir / 'stages' / '0', workdir)
+  )
+
+  def moved(before: Any, after: Any) -> list[bool]:
+    changes = jax.tree.map(lambda x, y: bool((x != y).any()), before, after)
+    return jax.tree.leaves(changes)
+
+  def layers(params: Any, chosen: slice) -> Any:
+    return jax.tree.map(lambda x: x[chosen], params['layers'])
+
+  lower, upper = slice(0, 2), slice(2, 4)
+  assert not any(moved(layers(small, lower), layers(staged, lower)))
+  assert not any(moved(small['class_layers'], staged['class_layers']))
+  assert all(moved(layers(small, lower), layers(staged, upper)))
+  assert all(moved(staged['class_layers'], end['class_layers']))
+  assert _card(workdir)['stage_flops'] > 0
 
 
 def test_other_classes_than_the_small_model_s_are_refused(
