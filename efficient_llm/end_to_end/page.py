@@ -168,6 +168,7 @@ def _curves(line: Line, result: Mapping[str, Any]) -> list[sections.Section]:
   records = metrics.read_metrics(folder / 'reasoning', kind='train')
   held_out = metrics.read_metrics(folder / 'reasoning', kind='eval')
   steps = [x['step'] for x in records]
+  measured = [x for x in records if 'plain_step_secs' in x]
   # Six lines can be told apart.
   shown = list(zip(names, ladder, strict=True))[-4:]
   return [
@@ -222,7 +223,11 @@ def _curves(line: Line, result: Mapping[str, Any]) -> list[sections.Section]:
         chart.Series(
           'with speculation', steps, [x['step_secs'] for x in records]
         ),
-        chart.Series('without', steps, [x['plain_step_secs'] for x in records]),
+        chart.Series(
+          'without',
+          [x['step'] for x in measured],
+          [x['plain_step_secs'] for x in measured],
+        ),
       ],
       'steps',
       'seconds, without compilation of rollouts',

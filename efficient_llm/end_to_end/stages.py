@@ -215,7 +215,7 @@ class Line:
       first_drafter=(
         str(folder / 'first_drafter') if config.needs_model else None
       ),
-      measure_plain=True,
+      plain_every=config.plain_every or 1,
       loop=dataclasses.replace(config.loop, eval_first=True),
     )
     return tlt.train(config, workdir=folder)
@@ -245,6 +245,6 @@ def _reasoning_flops(config: EndToEndConfig) -> float:
   per_token = transformer.flops_per_token(
     config.target.model, num_tokens=tlt_config.update.sequence_length
   )
-  # Plain and speculative answers, of a third of a training pass each.
-  passes = 1 + 2 * _DECODING / 3
+  # Answers are of a third of a training pass each.
+  passes = 1 + (1 + 1 / (tlt_config.plain_every or 1)) * _DECODING / 3
   return tlt_config.loop.num_steps * tokens * per_token * passes

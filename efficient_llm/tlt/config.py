@@ -31,9 +31,9 @@ class TltConfig:
     warmup: How the first drafter is trained, on the text of the model's run.
     max_prompt_tokens: Room for a prompt.
     eval_problems: Held-out problems of an evaluation, one answer to each.
-    measure_plain: Whether every step's problems are answered by plain decoding
-      as well, before or after in turn, to say what speculation saves. It costs
-      that time and changes nothing else.
+    plain_every: In every how many steps the problems are answered by plain
+      decoding as well, before or after in turn, to say what speculation saves.
+      It costs that time and changes nothing else. 0 for never.
     seed: Of answers and of the drafter's data.
     process_timeout_secs: Where several processes run: how long the first to end
       its answers, or its rewards, waits for the last before the run ends.
@@ -55,7 +55,7 @@ class TltConfig:
   mesh: sharding.MeshConfig = sharding.MeshConfig()
   max_prompt_tokens: int = 32
   eval_problems: int = 64
-  measure_plain: bool = False
+  plain_every: int = 0
   seed: int = 0
   process_timeout_secs: float = 3600.0
 
@@ -68,21 +68,23 @@ class TltConfig:
     for name in ('num_examples', 'max_prompt_tokens', 'eval_problems'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    if self.plain_every < 0:
+      raise ValueError(f'plain_every={self.plain_every} must be at least 0.')
     if self.rollout.max_rounds > 1 and not self.update.drop_uninformative:
       raise ValueError(
         f'rollout.max_rounds={self.rollout.max_rounds} looks for informative '
         'groups, so the others must be left out; set '
         'update.drop_uninformative=True.'
       )
-    if self.measure_plain and (
+    if self.plain_every and (
       self.rollout.speculation == 'off'
       or self.rollout.is_partial
       or self.rollout.max_rounds > 1
     ):
       raise ValueError(
-        'measure_plain=True compares whole steps with speculation; set '
-        "rollout.speculation to other than 'off', rollout.finish_share and "
-        'rollout.max_rounds to 1, or measure_plain to False.'
+        f'plain_every={self.plain_every} compares whole steps with '
+        "speculation; set rollout.speculation to other than 'off', "
+        'rollout.finish_share and rollout.max_rounds to 1, or plain_every to 0.'
       )
     timeout = self.process_timeout_secs
     if not 0 < timeout <= _MAX_SECS:

@@ -87,7 +87,7 @@ class Trainer(contextlib.AbstractContextManager):
     )
     self.workers = make_workers(config.rollout)
     self._plain: rollout.Workers | None = None
-    if config.measure_plain:
+    if config.plain_every:
       self._plain = make_workers(
         dataclasses.replace(config.rollout, speculation='off')
       )
@@ -211,7 +211,7 @@ class Trainer(contextlib.AbstractContextManager):
       separate_secs=separate_secs,
     )
     metrics |= self._backlog.metrics()
-    if self._plain is not None:
+    if 'plain_rollout_secs' in metrics:
       # All else takes as long without speculation.
       metrics['plain_step_secs'] = (
         metrics['plain_rollout_secs']
@@ -233,7 +233,10 @@ class Trainer(contextlib.AbstractContextManager):
     plainly = functools.partial(
       self._answer_plainly, state, prompts, answers.coins_NC
     )
-    plain = plainly() if step % 2 else None
+    every = self._config.plain_every
+    is_measured = every > 0 and (step + 1) % every == 0
+    is_first = is_measured and step // every % 2 == 1
+    plain = plainly() if is_first else None
     answered = self._answer(
       state,
       prompts,
@@ -242,7 +245,8 @@ class Trainer(contextlib.AbstractContextManager):
       begun=answers,
       num_whole=num_wanted if config.is_partial else None,
     )
-    plain = plain or plainly()
+    if is_measured and not is_first:
+      plain = plainly()
     self._compared = (
       {} if plain is None else plain_decoding.compared(plain, answered)
     )
@@ -282,10 +286,8 @@ class Trainer(contextlib.AbstractContextManager):
     state: state_lib.TltState,
     prompts: problems.Prompts,
     coins_NC: np.ndarray,
-  ) -> rollout.Outcome | None:
-    """The same answers without speculation, where that is measured."""
-    if self._plain is None:
-      return None
+  ) -> rollout.Outcome:
+    """The same answers without speculation."""
     return self._answer(
       state, prompts, coins_NC, trainer=None, workers=self._plain
     )

@@ -138,6 +138,7 @@ def _reasoning(*, is_quick: bool) -> TltConfig:
     mesh=_MESH,
     max_prompt_tokens=_PROMPT,
     eval_problems=32 if is_quick else 128,
+    plain_every=1 if is_quick else 2,
   )
 
 

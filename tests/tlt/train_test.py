@@ -98,14 +98,16 @@ def test_plain_decoding_beside_it_is_measured_and_changes_nothing(
   whole_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
   config = dataclasses.replace(
-    _begin(whole_run), measure_plain=True, loop=small_run.loop_config(2)
+    _begin(whole_run), plain_every=2, loop=small_run.loop_config(2)
   )
   train.train(config, workdir=tmp_path)
   found = metrics.read_metrics(tmp_path, kind='train')
   expected = metrics.read_metrics(whole_run, kind='train')[:2]
   for name in ('reward', 'rollout_tokens', 'length_max'):
     assert [x[name] for x in found] == [x[name] for x in expected]
-  for line in found:
+  measured = [x for x in found if 'plain_step_secs' in x]
+  assert [x['step'] for x in measured] == [2]
+  for line in measured:
     assert line['plain_same_tokens'] == 1
     assert line['plain_step_secs'] == pytest.approx(
       line['plain_rollout_secs'] + line['reward_secs'] + line['update_secs']
@@ -133,8 +135,8 @@ def test_plain_decoding_is_measured_of_whole_steps_only(
   changes: dict[str, Any],
 ) -> None:
   rollout = dataclasses.replace(small_run.config().rollout, **changes)
-  with pytest.raises(ValueError, match='measure_plain=True compares'):
-    small_run.config(rollout=rollout, measure_plain=True).validate()
+  with pytest.raises(ValueError, match='plain_every=2 compares'):
+    small_run.config(rollout=rollout, plain_every=2).validate()
 
 
 @pytest.mark.parametrize(
