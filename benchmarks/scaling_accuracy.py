@@ -24,13 +24,6 @@ At the top level:
                       nearest one, over families with two or more sizes
   one_model_every     the same over every smaller model with five checkpoints
 A guide's fit that fails or is not finite counts as 100 %.
---plans checks the planner instead (`scaling_plans`): for every family and
-budgets of 1 to 30 % of the largest model's cost, the planner chooses among the
-sets of neighbouring sizes that the budget pays for, before it sees a loss; auto
-then predicts the largest model's last loss from the chosen ones:
-  real_over_expected   median of the ARE over what the planner expected, 0.85
-                       for normal errors of that mean
-  inside90             share of AREs below the planner's 90 % limit
 --constants prints the prior and the calibration of all families, which are the
 defaults of `scaling.borrow` and `scaling.intervals`.
 """
@@ -51,7 +44,6 @@ from efficient_llm.scaling import (
   data,
   fit,
   intervals,
-  planner,
   posterior,
   published,
   repeated,
@@ -61,14 +53,8 @@ from efficient_llm.training import sections
 
 _SHARES = (0.3, 0.65, 1.0)
 _MIN_CHECKPOINTS = 5
-# Of the planner: budgets as shares of the target's cost, what a design has at
-# most, how many are judged, and the noise it takes where none is measured.
-_BUDGETS = (0.01, 0.03, 0.1, 0.3)
-_MOST_SIZES = 6
-_MOST_CHOICES = 12
-_NOISE = 0.003
 # Intervals do not matter where only the prediction is asked for.
-_NONE = intervals.Calibration(0.9, 1.0, 1.0)
+NO_INTERVALS = intervals.Calibration(0.9, 1.0, 1.0)
 
 
 def learned(families: Mapping[str, data.Runs]) -> dict[str, Any]:
@@ -87,6 +73,21 @@ def learned(families: Mapping[str, data.Runs]) -> dict[str, Any]:
     reference = posterior.Reference.of(below)
     found[name] = posterior.posterior(runs, reference, borrow.WIDE)
   return found
+
+
+def priors_without(
+  known: Mapping[str, Any], groups: Mapping[str, str]
+) -> dict[str, borrow.Prior]:
+  """By group of families, the prior that the others give.
+
+  Args:
+    known: From `learned`.
+    groups: Of each family.
+  """
+  return {
+    group: borrow.learn(known, groups, without=[group])
+    for group in set(groups.values())
+  }
 
 
 def baselines(
@@ -160,7 +161,9 @@ def ratios(
         if len(seen.sizes) < 2:
           continue
         group = published.group_of(name)
-        guess = auto.predict(seen, last, prior=priors[group], calibration=_NONE)
+        guess = auto.predict(
+          seen, last, prior=priors[group], calibration=NO_INTERVALS
+        )
         truth = float(np.mean(np.log(last.loss)))
         mean = float(np.mean(np.log(guess.loss)))
         rows.append(
@@ -174,7 +177,7 @@ def ratios(
             'tested': bool(guess.backtest),
           }
         )
-    _say(f'intervals: {name}')
+    say(f'intervals: {name}')
   return rows
 
 
@@ -237,7 +240,7 @@ def one_model(
         seen,
         target,
         prior=priors[published.group_of(name)],
-        calibration=_NONE,
+        calibration=NO_INTERVALS,
       )
       rows.append(
         {
@@ -247,79 +250,16 @@ def one_model(
           'error': sweep.relative_error(guess.loss, target),
         }
       )
-    _say(f'one model: {name}')
+    say(f'one model: {name}')
   return rows
 
 
-def plans(
-  families: Mapping[str, data.Runs], priors: Mapping[str, borrow.Prior]
-) -> list[dict[str, Any]]:
-  """What the planner expects of its choice, and what came of it.
+def say(line: str) -> None:
+  """Shows how far a benchmark is.
 
   Args:
-    families: By name.
-    priors: By group.
+    line: To show.
   """
-  rows = []
-  for name, runs in families.items():
-    below, target = split(runs)
-    last = target.where(target.num_tokens == target.num_tokens.max())
-    prior = priors[published.group_of(name)]
-    choices = []
-    for first in range(len(below.sizes)):
-      for count in range(1, min(_MOST_SIZES, len(below.sizes) - first) + 1):
-        chosen = below.sizes[first : first + count]
-        seen = below.where(np.isin(below.num_params, chosen))
-        choices.append((float(seen.flops[seen.is_final].sum()), seen))
-    for share in _BUDGETS:
-      budget = share * float(last.flops.max())
-      affordable = [one for one in choices if one[0] <= budget]
-      # Of many sets the dearest: what is saved buys nothing.
-      affordable = sorted(affordable, key=lambda one: -one[0])[:_MOST_CHOICES]
-      if not affordable:
-        continue
-      one = last.where(np.arange(1))
-      judged = [
-        planner.judge(seen, one, noise=_NOISE, prior=prior)
-        for _, seen in affordable
-      ]
-      best = int(np.argmin([error for error, _ in judged]))
-      seen = affordable[best][1]
-      guess = auto.predict(seen, last, prior=prior, calibration=_NONE)
-      error, limit = judged[best]
-      rows.append(
-        {
-          'family': name,
-          'share': share,
-          'sizes': seen.sizes.tolist(),
-          'expected': error,
-          'limit90': limit,
-          'real': sweep.relative_error(guess.loss, last),
-        }
-      )
-    _say(f'plans: {name}')
-  return rows
-
-
-def _record_plans(rows: list[dict[str, Any]], seconds: float) -> None:
-  ratio = np.array([row['real'] / row['expected'] for row in rows])
-  inside = np.array([row['real'] <= row['limit90'] for row in rows])
-  harness.record(
-    'scaling_plans',
-    {
-      'num_plans': len(rows),
-      'num_families': len({row['family'] for row in rows}),
-      'real_over_expected': float(np.median(ratio)),
-      'inside90': float(inside.mean()),
-      'expected_median': float(np.median([row['expected'] for row in rows])),
-      'real_median': float(np.median([row['real'] for row in rows])),
-      'plans': rows,
-      'seconds': seconds,
-    },
-  )
-
-
-def _say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
@@ -339,30 +279,23 @@ def main() -> None:
   )
   parser.add_argument('--quick', action='store_true', help='five families')
   parser.add_argument('--constants', action='store_true', help='print them')
-  parser.add_argument('--plans', action='store_true', help='the planner only')
   arguments = parser.parse_args()
   start = time.perf_counter()
   every = published.families(arguments.data)
   families = {k: v for k, v in every.items() if len(v.sizes) >= 3}
   known = learned(families)
   groups = {name: published.group_of(name) for name in every}
-  priors = {
-    group: borrow.learn(known, groups, without=[group])
-    for group in set(groups.values())
-  }
+  priors = priors_without(known, groups)
   if arguments.quick:
     families = dict(list(families.items())[::8])
     every = families
-  if arguments.plans:
-    _record_plans(plans(families, priors), time.perf_counter() - start)
-    return
   rows = baselines(families)
   for name, runs in families.items():
     below, target = split(runs)
     prior = priors[groups[name]]
-    guess = auto.predict(below, target, prior=prior, calibration=_NONE)
+    guess = auto.predict(below, target, prior=prior, calibration=NO_INTERVALS)
     rows[name]['auto'] = sweep.relative_error(guess.loss, target)
-    _say(f'{name}: {rows[name]}')
+    say(f'{name}: {rows[name]}')
   errors = ratios(families, priors)
   held, held_families, width = coverage(errors)
   if arguments.constants:

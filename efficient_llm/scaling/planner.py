@@ -4,7 +4,9 @@ A design is a set of runs. What it would be worth is computed before any of it
 is trained: the posterior of the constants given rows at those places depends on
 where rows are and how noisy, hardly on what they say (optimal design of
 experiments, Chaloner and Verdinelli 1995). The law that stands in for the truth
-is that of a family, or the centre of the prior.
+is that of a family, or the centre of the prior. That a law is itself off, and
+the more the further ahead it is asked, is what published families showed
+(`misfit`).
 """
 
 import dataclasses
@@ -19,8 +21,10 @@ from efficient_llm.scaling import (
   borrow,
   data,
   fit,
-  intervals,
   posterior,
+)
+from efficient_llm.scaling import (
+  misfit as misfit_lib,
 )
 
 _NUM_CHECKPOINTS = 12
@@ -144,6 +148,7 @@ def judge(
   noise: float,
   prior: borrow.Prior,
   constants: np.ndarray | None = None,
+  misfit: misfit_lib.Misfit = misfit_lib.PUBLISHED,
 ) -> tuple[float, float]:
   """What predicting a model from some rows would be worth.
 
@@ -154,6 +159,7 @@ def judge(
     prior: Borrowed knowledge.
     constants: E, A, B, alpha, beta that stand in for the truth; None takes the
       centre of the prior.
+    misfit: What laws are off by.
   Returns:
     The expected ARE and half the 90 % interval, in percent.
   """
@@ -164,14 +170,9 @@ def judge(
   loss = fit.predict(constants, rows.num_params, rows.num_tokens)
   rows = dataclasses.replace(rows, loss=loss)
   guess = posterior.forecast(rows, target, prior, correlated=False)
-  # What a law is off by even with exact data, and what one run's luck adds.
-  deviation = float(
-    np.sqrt(guess.deviation[0] ** 2 + noise**2 + auto.MISFIT**2)
-  )
-  return (
-    100 * math.sqrt(2 / math.pi) * deviation,
-    100 * intervals.PUBLISHED.tested * deviation,
-  )
+  deviation = math.hypot(guess.deviation[0], noise)
+  error = float(misfit.expected(deviation, misfit_lib.apart(rows, target)))
+  return 100 * error, 100 * misfit.limit * error
 
 
 def _typical(
