@@ -309,7 +309,6 @@ def main() -> None:
     return float(np.median([row[name] for row in rows.values()]))
 
   name = 'scaling_accuracy_quick' if arguments.quick else 'scaling_accuracy'
-  harness.picture(name, 'Predicting the largest model', _picture(rows))
   harness.record(
     name,
     {
@@ -333,6 +332,7 @@ def main() -> None:
       'seconds': time.perf_counter() - start,
     },
   )
+  harness.picture(name, 'Predicting the largest model', _picture(rows))
 
 
 if __name__ == '__main__':
