@@ -35,8 +35,8 @@ def _notebook(name: str) -> dict[str, Any]:
   return json.loads((_FOLDER / f'{name}.ipynb').read_text())
 
 
-def test_there_is_a_notebook_for_each_technique() -> None:
-  assert {'scaling', 'ligo', 'diloco', 'tlt'} <= set(_NAMES)
+def test_there_is_a_notebook_for_each_technique_and_the_line() -> None:
+  assert {'scaling', 'ligo', 'diloco', 'tlt', 'end_to_end'} <= set(_NAMES)
   assert sorted(path.stem for path in _FOLDER.glob('*.ipynb')) == _NAMES
 
 
