@@ -84,6 +84,13 @@ def test_every_field_with_a_docstring_entry_exists(
   assert not wrong
 
 
+def test_every_page_is_in_the_contents() -> None:
+  index = (_ROOT / 'docs' / 'index.md').read_text()
+  trees = re.findall(r'```{toctree}(.*?)```', index, flags=re.S)
+  listed = {line.strip() for tree in trees for line in tree.splitlines()}
+  assert {page.stem for page in _PAGES} - {'index'} <= listed
+
+
 @pytest.mark.parametrize('page', _PAGES, ids=lambda page: page.name)
 def test_a_page_names_only_what_exists(
   page: pathlib.Path, reference: types.ModuleType
