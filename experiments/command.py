@@ -34,6 +34,7 @@ def main(
     return rest
 
   def task() -> int:
+    runner.quiet_libraries()
     try:
       return run(changes)
     except KeyboardInterrupt:

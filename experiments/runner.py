@@ -187,7 +187,7 @@ def _run(
   adapt: Callable[[Any], Any] | None,
 ) -> int:
   values = flags.FLAGS
-  _quiet_libraries()
+  quiet_libraries()
   if values.profile_steps:
     changes['loop.profile_steps'] = values.profile_steps
   config = resolve(
@@ -272,7 +272,7 @@ def write_config(config: Any, workdir: pathlib.Path) -> None:
     ) from error
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
   """Shows our own log lines, and of libraries only warnings."""
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
