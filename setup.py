@@ -41,6 +41,7 @@ _EXTRAS = {
     'safetensors>=0.6,<0.9',
     'transformers>=5.0,<6',
   ],
+  'lm_eval': ['lm-eval>=0.4.9,<0.5'],
   'rl': ['math-verify>=0.8,<0.10', 'reasoning-gym>=0.1.24,<0.2'],
   'vision': ['pillow>=11,<14', 'scikit-learn>=1.5,<2'],
   'wan': [
