@@ -3,10 +3,13 @@
 ./run.sh python -m experiments.convert --from=hf:DIR --to=out/imported
 ./run.sh python -m experiments.convert --from=out/ligo --to=hf:out/exported
 
+./run.sh python -m experiments.convert --from=out/tlt/drafter --to=hf:out/eagle
+
 The first makes a folder that every experiment takes where it takes a trained
 run, with the tokenizer; the second a folder that transformers loads, in the
-dtype the weights came in. --verify compares the two models' logits where
-transformers is installed, and fails where they differ.
+dtype the weights came in; the third writes a drafter of the form 'eagle' in
+EAGLE's layout, which vLLM and SGLang load. --verify compares the two models'
+logits where transformers is installed, and fails where they differ.
 """
 
 import pathlib
@@ -24,6 +27,7 @@ from efficient_llm.models.huggingface import (
   shards,
   verify,
 )
+from efficient_llm.speculative import drafter_training, eagle
 from efficient_llm.training import interchange, trained_run
 from experiments import command, exits
 
@@ -78,8 +82,10 @@ def run(changes: dict[str, str]) -> int:
 
 def _export(source: str, folder: str) -> int:
   values = flags.FLAGS
+  if drafter_training.is_run(source):
+    return _export_drafter(source, folder)
   found = trained_run.find(source, name='--from', step=values.step)
-  params = interchange.export_run(
+  interchange.export_run(
     found,
     folder,
     family=values.family,
@@ -93,9 +99,21 @@ def _export(source: str, folder: str) -> int:
   # The run's own parameters, rounded as they were written.
   dtype = safetensors_file.WEIGHT_DTYPES[opened.dtype]
   rounded = jax.tree.map(
-    lambda x: np.asarray(x).astype(dtype).astype(np.float32), params
+    lambda x: np.asarray(x).astype(dtype).astype(np.float32),
+    found.restore_params(None),
   )
   return _verify(found.model, rounded, pathlib.Path(folder))
+
+
+def _export_drafter(source: str, folder: str) -> int:
+  values = flags.FLAGS
+  for name in ('family', 'step', 'verify'):
+    if values[name].value:
+      raise ValueError(f'--{name} is not for a drafter; leave it out.')
+  dtype = cast(Any, values.dtype or 'float32')
+  eagle.export_run(source, folder, dtype=dtype)
+  print(f"{folder}: a drafter in EAGLE's layout")
+  return exits.DONE
 
 
 def _verify(model: Any, params: Any, folder: pathlib.Path) -> int:

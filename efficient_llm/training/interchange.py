@@ -107,8 +107,10 @@ def export_run(
   family: str | None = None,
   dtype: export.Dtype | None = None,
   max_shard_bytes: int = shards.MAX_SHARD_BYTES,
-) -> Any:
+) -> None:
   """Writes the model and the tokenizer of a run for transformers.
+
+  Parameters are read one after the other, with all of their layers.
 
   Args:
     run: The run.
@@ -116,8 +118,6 @@ def export_run(
     family: Name of its family; by default the one that has such models.
     dtype: Of the weights; that of the import, else float32, by default.
     max_shard_bytes: Of one file's tensors.
-  Returns:
-    The parameters, as they were before rounding to `dtype`.
   Raises:
     ValueError: If no family has such a model, or the folder holds one.
   """
@@ -129,20 +129,28 @@ def export_run(
     run.model, name=family
   ):
     document = _special_tokens(run)
-  params = run.restore_params(None)
   export.write(
     folder,
     run.model,
-    params,
+    run.open_params(),
     family=family,
     dtype=dtype or origin.get('dtype', 'float32'),
     document=document,
     max_shard_bytes=max_shard_bytes,
   )
+  write_tokenizer(run, folder)
+
+
+def write_tokenizer(run: trained_run.TrainedRun, folder: pathlib.Path) -> None:
+  """Writes a run's tokenizer, where it has one; files of others as they were.
+
+  Args:
+    run: The run.
+    folder: Of an exported model.
+  """
   if not _carry(run.carried_folder, folder) and run.has_tokenizer:
     for name, content in run.load_tokenizer().files().items():
       (folder / name).write_bytes(content)
-  return params
 
 
 def _special_tokens(run: trained_run.TrainedRun) -> dict[str, Any]:

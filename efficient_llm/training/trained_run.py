@@ -7,8 +7,10 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from efficient_llm import typing
 from efficient_llm.data import pipeline
@@ -82,6 +84,12 @@ class TrainedRun:
     return saved_run.restore_params(
       self.workdir / 'checkpoints', abstract_params, step=self.step
     )
+
+  def open_params(self) -> Callable[[str], Callable[[int | None], np.ndarray]]:
+    """Opens the parameters one by one; see `saved_run.open_params`."""
+    if self.imported is not None:
+      return self.imported.open_param
+    return saved_run.open_params(self.workdir / 'checkpoints', step=self.step)
 
   def load_tokenizer(self) -> tokenizer_lib.Tokenizer:
     """The run's own; one that was trained is in the run's cache."""

@@ -5,8 +5,16 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from efficient_llm.models import transformer
 from efficient_llm.models.config import TransformerConfig
-from efficient_llm.models.huggingface import bert, family, gpt2, llama, shards
+from efficient_llm.models.huggingface import (
+  bert,
+  family,
+  gpt2,
+  llama,
+  rules,
+  shards,
+)
 
 FAMILIES = {
   one.model_type: one
@@ -77,6 +85,19 @@ def parse(
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   return found, model
+
+
+def place(
+  of: family.Family, config: TransformerConfig
+) -> dict[str, rules.Placed]:
+  """The rules of a family for a model; see `rules.place`."""
+  side = config.patch_size or 0
+  return rules.place(
+    of.table,
+    transformer.logical_axes(config),
+    config.sizes,
+    pixels=(side, side, config.image_channels),
+  )
 
 
 def choose(config: TransformerConfig, *, name: str | None = None) -> str:
