@@ -30,6 +30,7 @@ _CORE = [
   'scipy>=1.15,<2',
   'sentencepiece>=0.2.1,<0.3',
   'tensorboardX>=2.6.4,<3',
+  'tensorstore>=0.1.78,<0.2',
   'tokenizers>=0.22,<0.24',
 ]
 
@@ -61,6 +62,7 @@ _EXTRAS = {
     'sphinx-book-theme>=1.4,<2',
   ],
   'wandb': ['wandb>=0.22,<0.32'],
+  'timm': ['timm>=1.0.20,<2'],
   'torch': ['torch>=2.8,<3'],
   'dev': [
     'basedpyright>=1.32,<2',

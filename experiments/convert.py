@@ -73,7 +73,7 @@ def run(changes: dict[str, str]) -> int:
     )
   made = interchange.import_run(source, target)
   print(f'{target}: {made.model}')
-  if not made.has_tokenizer:
+  if not made.has_tokenizer and not made.model.reads_images:
     print(f'{source} holds no tokenizer.json, so that {target} has none.')
   if not values.verify:
     return exits.DONE

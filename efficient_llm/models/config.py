@@ -45,6 +45,8 @@ class TransformerConfig:
     patch_size: Pixels along the side of a square patch; None for text.
     image_size: Pixels along the side of a square image.
     image_channels: Colours of a pixel.
+    image_norm: What becomes of bytes: 'symmetric' from -1 to 1, 'imagenet' less
+      the mean of that data's colours, by their deviation.
     class_layers: Layers behind the others in which a class token alone reads
       the patches (CaiT); 0 puts it before the first patch (ViT, DeiT).
     layer_scale: Where the gains begin with which a layer's outputs are
@@ -84,6 +86,7 @@ class TransformerConfig:
   patch_size: int | None = None
   image_size: int | None = None
   image_channels: int = 3
+  image_norm: Literal['symmetric', 'imagenet'] = 'symmetric'
   class_layers: int = 0
   layer_scale: float | None = None
   talking_heads: bool = False
@@ -190,6 +193,11 @@ class TransformerConfig:
         f'model.image_size={self.image_size} must be divisible by '
         f'model.patch_size={self.patch_size}; change one of them.'
       )
+    if self.image_norm == 'imagenet' and self.image_channels != 3:
+      raise ValueError(
+        f"model.image_norm='imagenet' is of 3 colours, model.image_channels="
+        f"{self.image_channels} has others; set 'symmetric'."
+      )
     for name, wanted in _WITH_IMAGES.items():
       if getattr(self, name) != wanted:
         raise ValueError(
@@ -207,6 +215,7 @@ class TransformerConfig:
 _OF_IMAGES = {
   'image_size': None,
   'image_channels': 3,
+  'image_norm': 'symmetric',
   'class_layers': 0,
   # Masked weights would come back when heads are mixed after the softmax.
   'talking_heads': False,

@@ -1,4 +1,4 @@
-"""Runs made of checkpoints of transformers, and checkpoints made of runs.
+"""Runs made of checkpoints of others, and checkpoints for others made of runs.
 
 A run that was imported holds, beside its checkpoint of step 0:
 
@@ -125,9 +125,8 @@ def export_run(
   export.check_folder(folder)
   origin = run.origin or {}
   document = origin.get('document')
-  if document is None or document['model_type'] != families.choose(
-    run.model, name=family
-  ):
+  chosen = families.choose(run.model, name=family)
+  if document is None or families.kind_of(document) != chosen:
     document = _special_tokens(run)
   export.write(
     folder,
@@ -155,6 +154,8 @@ def write_tokenizer(run: trained_run.TrainedRun, folder: pathlib.Path) -> None:
 
 def _special_tokens(run: trained_run.TrainedRun) -> dict[str, Any]:
   """Numbers that the families have defaults for, which are other models'."""
+  if run.model.reads_images:
+    return {}
   tokenizer = run.load_tokenizer() if run.has_tokenizer else None
   return {
     f'{name}_token_id': getattr(tokenizer, f'{name}_id', None)

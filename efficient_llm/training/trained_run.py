@@ -74,6 +74,8 @@ class TrainedRun:
   @property
   def has_tokenizer(self) -> bool:
     """Whether there is one; a folder of transformers may hold none."""
+    if self.model.reads_images:
+      return False
     path = pathlib.Path(self.data.tokenizer)
     return self.origin is None or path.is_file()
 
@@ -201,11 +203,18 @@ def _imported(reference: str, *, step: int | None) -> TrainedRun:
   path = opened.folder / (found or _TOKENIZERS)[0]
   fingerprint = tokenizer_lib.load(str(path)).fingerprint if found else None
   model = opened.model
-  data = pipeline.DataConfig(
-    tokenizer=str(path),
-    sequence_length=min(256, model.max_positions),
-    objective='causal' if model.causal else 'masked',
-  )
+  if model.reads_images:
+    data = pipeline.DataConfig(
+      objective='classes',
+      image_size=model.image_size,
+      image_channels=model.image_channels,
+    )
+  else:
+    data = pipeline.DataConfig(
+      tokenizer=str(path),
+      sequence_length=min(256, model.max_positions),
+      objective='causal' if model.causal else 'masked',
+    )
   return TrainedRun(
     workdir=opened.folder,
     step=0,

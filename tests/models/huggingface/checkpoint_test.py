@@ -242,11 +242,6 @@ def test_every_preset_has_a_family(preset: str) -> None:
   assert name in preset or preset == 'test'
 
 
-def test_a_model_of_images_has_no_family() -> None:
-  with pytest.raises(ValueError, match='patch_size=16 is of a model of images'):
-    families.choose(presets.get('deit_small'))
-
-
 def test_a_model_of_no_family_cannot_be_exported(
   tmp_path: pathlib.Path,
 ) -> None:
