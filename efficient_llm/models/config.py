@@ -4,8 +4,10 @@ import dataclasses
 import functools
 from typing import Literal
 
+import jax
+
 from efficient_llm import typing
-from efficient_llm.models import attention
+from efficient_llm.models import attention, rotary
 
 _DEFAULT_POSITIONS = 1024
 
@@ -28,6 +30,8 @@ class TransformerConfig:
     position_offset: Unused rows that this table begins with (RoBERTa: 2).
     causal: Whether a token sees only its past (False: BERT).
     norm_placement: 'pre' ends with a final norm, 'post' begins with one.
+    rotary_factor: Stretches rotary positions as in Llama 3.1; None does not.
+      The settings behind it are of `rotary.Scaling`.
     bias: Biases of the attention output and the MLP.
     qkv_bias: Biases of queries, keys and values.
     num_token_types: Rows of BERT's token-type table; 0 for none.
@@ -69,6 +73,10 @@ class TransformerConfig:
   norm_epsilon: float = 1e-6
   positions: Literal['rotary', 'learned'] = 'rotary'
   rotary_base: float = 10_000.0
+  rotary_factor: float | None = None
+  rotary_low_factor: float = 1.0
+  rotary_high_factor: float = 4.0
+  rotary_original_positions: int = 8192
   activation: Literal['silu', 'gelu', 'gelu_tanh', 'relu'] = 'silu'
   gated: bool = True
   bias: bool = False
@@ -129,6 +137,29 @@ class TransformerConfig:
       'class_layers': self.class_layers,
     }
 
+  def rotary_tables(
+    self, positions_BT: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Of `rotary.tables`, for models with such positions.
+
+    Args:
+      positions_BT: Position of each token.
+    """
+    scaling = None
+    if self.rotary_factor is not None:
+      scaling = rotary.Scaling(
+        self.rotary_factor,
+        self.rotary_low_factor,
+        self.rotary_high_factor,
+        self.rotary_original_positions,
+      )
+    return rotary.tables(
+      positions_BT,
+      head_dim=self.sizes['head_dim'],
+      base=self.rotary_base,
+      scaling=scaling,
+    )
+
   @property
   def residual_scale(self) -> float:
     """Keeps a pre-norm residual stream's variance independent of depth."""
@@ -142,7 +173,7 @@ class TransformerConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'model.{name}={value} must be at least 1.')
-    for name in ('norm_epsilon', 'rotary_base', 'init_std', 'layer_scale'):
+    for name in _POSITIVE:
       value = getattr(self, name)
       if value is not None and not 0 < value < float('inf'):
         raise ValueError(f'model.{name}={value} must be positive.')
@@ -171,6 +202,16 @@ class TransformerConfig:
       raise ValueError(
         f'model.position_offset={self.position_offset} needs '
         "model.positions='learned'; leave it out."
+      )
+    if self.rotary_low_factor >= self.rotary_high_factor:
+      raise ValueError(
+        f'model.rotary_low_factor={self.rotary_low_factor} must be below '
+        f'model.rotary_high_factor={self.rotary_high_factor}; change one.'
+      )
+    if self.rotary_factor is not None and self.positions != 'rotary':
+      raise ValueError(
+        f'model.rotary_factor={self.rotary_factor} needs '
+        "model.positions='rotary'; leave it out."
       )
     if self.positions == 'rotary' and self.sizes['head_dim'] % 2:
       raise ValueError(
@@ -229,6 +270,15 @@ _WITH_IMAGES = {
   'num_token_types': 0,
   'mlm_head': False,
 }
+_POSITIVE = (
+  'norm_epsilon',
+  'rotary_base',
+  'rotary_factor',
+  'rotary_low_factor',
+  'rotary_high_factor',
+  'init_std',
+  'layer_scale',
+)
 _COUNTS = (
   'vocab_size',
   'embed_dim',
@@ -237,6 +287,7 @@ _COUNTS = (
   'head_dim',
   'mlp_dim',
   'max_positions',
+  'rotary_original_positions',
   'scan_unroll',
   'patch_size',
   'image_size',

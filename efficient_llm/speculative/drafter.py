@@ -21,6 +21,7 @@ from efficient_llm.models import (
   projection,
   transformer,
 )
+from efficient_llm.models import rotary as rotary_lib
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.speculative import drafter_form
 from efficient_llm.typing import Array, Bool, Float, Int, Params
@@ -260,7 +261,7 @@ def rebuild_cache(
   _, k_BSKH, v_BSKH = block.attention.project(x_BSD)
   rotary = _rotary(config, positions_BS)
   if rotary is not None:
-    k_BSKH = layers.rotate(k_BSKH, rotary)
+    k_BSKH = rotary_lib.rotate(k_BSKH, rotary)
   cache = empty_cache(config, batch_size, capacity)
   return cache.append(k_BSKH, v_BSKH, layer=0).advance(lengths_B)
 
@@ -293,6 +294,4 @@ def _rotary(
 ) -> tuple[Array, Array] | None:
   if config.positions != 'rotary':
     return None
-  return layers.rotary_tables(
-    positions_BT, head_dim=config.sizes['head_dim'], base=config.rotary_base
-  )
+  return config.rotary_tables(positions_BT)
