@@ -1,6 +1,6 @@
 """Checkpoints of transformers in and out: logits, bits, tokens, memory.
 
-    ./run.sh pip install torch==2.13.0 'transformers>=5,<6' 'timm>=1.0.20,<2'
+    ./run.sh pip install torch==2.15.0 'transformers>=5,<6' 'timm>=1.0.20,<2'
     ./run.sh python -m benchmarks.interchange
 
 Models with random weights, written by transformers' own save_pretrained or

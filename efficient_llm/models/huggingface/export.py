@@ -142,16 +142,23 @@ def _make(
 ) -> np.ndarray:
   """One tensor, of the parameters that it holds."""
   opened.keep(path for path, _ in makers[name])
-  one = placed[makers[name][0][0]]
-  whole = np.empty(one.view, np.float32)
-  for path, layer in makers[name]:
-    value = np.ascontiguousarray(opened.read(path, layer))
-    cut = placed[path].cut((slice(None),) * value.ndim)
-    whole[cut] = placed[path].as_stored(value)
+  (path, layer), *more = makers[name]
+  one = placed[path]
+  if not more:
+    # Seen in the tensor's order; copied when it is written, if at all.
+    whole = one.as_stored(np.ascontiguousarray(opened.read(path, layer)))
+  else:
+    whole = np.empty(one.view, np.float32)
+    for path, layer in makers[name]:
+      value = np.ascontiguousarray(opened.read(path, layer))
+      cut = placed[path].cut((slice(None),) * value.ndim)
+      whole[cut] = placed[path].as_stored(value)
+  if dtype == 'float32':
+    return whole.reshape(one.shape)
   # What overflows is named below.
   with np.errstate(over='ignore'):
     tensor = whole.astype(safetensors_file.WEIGHT_DTYPES[DTYPES[dtype]])
-  if not np.array_equal(np.isfinite(whole), np.isfinite(tensor)):
+  if np.isfinite(whole).sum() != np.isfinite(tensor).sum():
     raise ValueError(
       f'{name} holds a number too large for {dtype}; choose another dtype.'
     )
