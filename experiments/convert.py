@@ -3,7 +3,8 @@
 ./run.sh python -m experiments.convert --from=hf:DIR --to=out/imported
 ./run.sh python -m experiments.convert --from=out/ligo --to=hf:out/exported
 
-./run.sh python -m experiments.convert --from=out/tlt/drafter --to=hf:out/eagle
+./run.sh python -m experiments.convert --from=out/tlt/drafter \
+  --to=hf:out/eagle --engine=vllm
 
 The first makes a folder that every experiment takes where it takes a trained
 run, with the tokenizer; the second a folder that transformers loads, in the
@@ -50,6 +51,9 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'max_shard_bytes', shards.MAX_SHARD_BYTES, 'Of a file.', lower_bound=1
   )
+  flags.DEFINE_enum(
+    'engine', None, list(eagle.ARCHITECTURES), 'Which one loads the drafter.'
+  )
   flags.DEFINE_bool('verify', False, 'Compare logits with transformers.')
 
 
@@ -84,6 +88,11 @@ def _export(source: str, folder: str) -> int:
   values = flags.FLAGS
   if drafter_training.is_run(source):
     return _export_drafter(source, folder)
+  if values.engine is not None:
+    raise ValueError(
+      f'--engine={values.engine} is for a drafter, which {source} is not; '
+      'leave it out.'
+    )
   found = trained_run.find(source, name='--from', step=values.step)
   interchange.export_run(
     found,
@@ -110,8 +119,17 @@ def _export_drafter(source: str, folder: str) -> int:
   for name in ('family', 'step', 'verify'):
     if values[name].value:
       raise ValueError(f'--{name} is not for a drafter; leave it out.')
-  dtype = cast(Any, values.dtype or 'float32')
-  eagle.export_run(source, folder, dtype=dtype)
+  if values.engine is None:
+    raise ValueError(
+      f'--engine must say which engine is to load the drafter; choose one of '
+      f'{", ".join(eagle.ARCHITECTURES)}.'
+    )
+  eagle.export_run(
+    source,
+    folder,
+    engine=cast(Any, values.engine),
+    dtype=cast(Any, values.dtype or 'float32'),
+  )
   print(f"{folder}: a drafter in EAGLE's layout")
   return exits.DONE
 

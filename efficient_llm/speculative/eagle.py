@@ -1,9 +1,9 @@
 """Hands a drafter out in EAGLE's layout, which vLLM and SGLang load.
 
-The file holds one layer of Llama without the norm before its attention, `fc`,
-which joins a token's row and the target's feature in this order, and the
-target's table of tokens; head and final norm are the target's and left out.
-Engines feed a drafter's own feature back as we do.
+The file holds one layer of Llama without the norm before its attention, and
+`fc`, which joins a token's row and the target's feature in this order. Tables,
+final norm and head are the target's, which engines share with the drafter; they
+feed its own feature back as we do.
 
 Our drafters of the form 'eagle' are such models. Those of the form 'normed'
 are not and are refused: they norm the token's row, the input of the attention
@@ -11,9 +11,9 @@ and the predicted feature, for which this layout has no place. EAGLE-3's has
 other norms: of row and feature one by one, before they are joined and not
 behind, and what is fed back is taken before the last one.
 
-`architectures` names SGLang's class first, which vLLM does not know, and then
-Llama's, which vLLM reads as EAGLE's; each takes the first one that it has.
-SGLang's fc has a bias and vLLM's has none and passes over one, so it is zero.
+The engines differ in two things. vLLM's fc has no bias and refuses to load one,
+SGLang's has one and would draw it at random, so that it is given as zero. And
+vLLM makes EAGLE's class of Llama's name, where SGLang has a name of its own.
 
 Source: Li et al. 2024, EAGLE, arXiv:2401.15077; the names are those of
 vLLM, vllm/model_executor/models/llama_eagle.py (EagleLlamaForCausalLM) and
@@ -22,7 +22,7 @@ python/sglang/srt/models/llama_eagle.py (LlamaForCausalLMEagle).
 """
 
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,11 +30,10 @@ from efficient_llm import typing
 from efficient_llm.models import transformer
 from efficient_llm.models.huggingface import export, families, rules
 from efficient_llm.speculative import drafter, drafter_form, drafter_training
-from efficient_llm.speculative import target_run as target_run_lib
-from efficient_llm.training import interchange
 
-_ARCHITECTURES = ('LlamaForCausalLMEagle', 'LlamaForCausalLM')
-_TOKENS = 'embedding/tokens'
+Engine = Literal['vllm', 'sglang']
+# What config.json calls the model.
+ARCHITECTURES = {'vllm': 'LlamaForCausalLM', 'sglang': 'LlamaForCausalLMEagle'}
 
 
 def _linear(tensor: str, leaf: str) -> rules.Rule:
@@ -42,7 +41,6 @@ def _linear(tensor: str, leaf: str) -> rules.Rule:
 
 
 TABLE = (
-  rules.Rule('embed_tokens.weight', _TOKENS),
   rules.Rule('fc.weight', 'fc/kernel', 'transposed'),
   rules.Rule('fc.bias', 'fc/bias'),
   _linear('self_attn.q_proj', 'block/attention/query'),
@@ -62,8 +60,8 @@ def write(
   folder: str | pathlib.Path,
   config: transformer.TransformerConfig,
   params: typing.Params,
-  token_table: np.ndarray,
   *,
+  engine: Engine,
   dtype: export.Dtype = 'float32',
 ) -> None:
   """Writes config.json and safetensors.
@@ -72,7 +70,7 @@ def write(
     folder: New.
     config: The target model.
     params: The drafter's.
-    token_table: The target's embedding of tokens, [V, D].
+    engine: Which one is to load it.
     dtype: Of the weights.
   Raises:
     ValueError: If the layout has no place for such a drafter, or the folder
@@ -83,32 +81,30 @@ def write(
       "The drafter must be of the form 'eagle', as EAGLE's layout has no place "
       'for the norms of this one; train one with --config.form=eagle.'
     )
-  zeros_D = np.zeros(config.embed_dim, np.float32)
-  leaves = {
-    **rules.flatten(params),
-    _TOKENS: token_table,
-    'fc/bias': zeros_D,
-  }
-  axes = {
-    **rules.flatten(drafter.logical_axes(config, form='eagle')),
-    _TOKENS: typing.LogicalAxes(inputs=('vocab',), outputs=('embed',)),
-    'fc/bias': typing.LogicalAxes(outputs=('embed',)),
-  }
+  leaves = rules.flatten(params)
+  axes = rules.flatten(drafter.logical_axes(config, form='eagle'))
+  if engine == 'sglang':
+    leaves['fc/bias'] = np.zeros(config.embed_dim, np.float32)
+    axes['fc/bias'] = typing.LogicalAxes(outputs=('embed',))
   placed = rules.place(TABLE, rules.nest(axes), {**config.sizes, 'pair': 2})
   export.write_checkpoint(
-    folder, placed, rules.nest(leaves), _document(config, dtype), dtype=dtype
+    folder,
+    placed,
+    rules.nest(leaves),
+    _document(config, engine, dtype),
+    dtype=dtype,
   )
 
 
 def _document(
-  config: transformer.TransformerConfig, dtype: export.Dtype
+  config: transformer.TransformerConfig, engine: Engine, dtype: export.Dtype
 ) -> dict[str, Any]:
   """As of a Llama with one layer."""
   _, block = drafter_form.block(config, 'eagle')
   llama = families.FAMILIES['llama']
   return {
     **llama.write(block),
-    'architectures': list(_ARCHITECTURES),
+    'architectures': [ARCHITECTURES[engine]],
     'model_type': llama.model_type,
     'num_hidden_layers': 1,
     'dtype': dtype,
@@ -120,21 +116,18 @@ def export_run(
   workdir: str | pathlib.Path,
   folder: str | pathlib.Path,
   *,
+  engine: Engine,
   dtype: export.Dtype = 'float32',
 ) -> None:
-  """Writes the drafter of a run, with its target's tokens and tokenizer.
+  """Writes the drafter of a run.
 
   Args:
     workdir: Folder of a drafter's run, as in a TLT run's 'drafter'.
     folder: New.
+    engine: Which one is to load it.
     dtype: Of the weights.
   Raises:
-    ValueError: If there is no such drafter, or its target has gone.
+    ValueError: If there is no such drafter; see `write`.
   """
   saved = drafter_training.load(workdir)
-  described = saved.meta['target']
-  target = target_run_lib.find(described['workdir'], step=described['step'])
-  target_run_lib.check_same(target, described, drafter=str(workdir))
-  token_table = target.open_params()(_TOKENS)(None)
-  write(folder, saved.config, saved.params, token_table, dtype=dtype)
-  interchange.write_tokenizer(target, pathlib.Path(folder))
+  write(folder, saved.config, saved.params, engine=engine, dtype=dtype)

@@ -137,16 +137,6 @@ def export_run(
     document=document,
     max_shard_bytes=max_shard_bytes,
   )
-  write_tokenizer(run, folder)
-
-
-def write_tokenizer(run: trained_run.TrainedRun, folder: pathlib.Path) -> None:
-  """Writes a run's tokenizer, where it has one; files of others as they were.
-
-  Args:
-    run: The run.
-    folder: Of an exported model.
-  """
   if not _carry(run.carried_folder, folder) and run.has_tokenizer:
     for name, content in run.load_tokenizer().files().items():
       (folder / name).write_bytes(content)

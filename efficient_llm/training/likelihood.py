@@ -113,9 +113,9 @@ class Scorer:
         context[:-blanks],
         context[-blanks:] + continuation,
       )
-    if context:
+    if context and (before := self.encode(context)):
       tokens = self.encode(context + continuation)
-      num_asked = len(tokens) - len(self.encode(context))
+      num_asked = len(tokens) - len(before)
     else:
       asked = self.tokenizer.encode(continuation).tolist()
       tokens, num_asked = [self.prefix, *asked], len(asked)

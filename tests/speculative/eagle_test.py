@@ -60,12 +60,13 @@ def _rotated(x_TNH: np.ndarray, base: float) -> np.ndarray:
 def _eagle(
   w: dict[str, np.ndarray],
   config: dict[str, Any],
+  table_VD: np.ndarray,
   tokens_T: np.ndarray,
   hidden_TD: np.ndarray,
 ) -> np.ndarray:
   """EAGLE's draft model as its authors describe it, in plain numpy."""
-  x = np.concatenate([w['embed_tokens.weight'][tokens_T], hidden_TD], -1)
-  x = x @ w['fc.weight'].T + w['fc.bias']
+  x = np.concatenate([table_VD[tokens_T], hidden_TD], -1)
+  x = x @ w['fc.weight'].T + w.get('fc.bias', 0)
   layer, size = 'layers.0.', config['head_dim']
   q, k, v = (
     (x @ w[f'{layer}self_attn.{part}_proj.weight'].T).reshape(
@@ -89,36 +90,42 @@ def _eagle(
   return x + y @ w[f'{layer}mlp.down_proj.weight'].T
 
 
-def test_the_file_says_what_the_drafter_does(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize('engine', ['vllm', 'sglang'])
+def test_the_file_says_what_the_drafter_does(
+  engine: eagle.Engine, tmp_path: pathlib.Path
+) -> None:
   target = tiny.params(_MODEL)
-  eagle.write(
-    tmp_path / 'out', _MODEL, _params(), target['embedding']['tokens']
-  )
+  eagle.write(tmp_path / 'out', _MODEL, _params(), engine=engine)
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   weights = _read(tmp_path / 'out')
   tokens, hidden = _pairs()
-  wanted = _eagle(weights, config, tokens[0], hidden[0])
+  # The table is the target's, as engines share it.
+  table = np.asarray(target['embedding']['tokens'], np.float64)
+  wanted = _eagle(weights, config, table, tokens[0], hidden[0])
   forward = jax.jit(drafter.forward, static_argnums=0)
   found, _ = forward(_MODEL, _params(), target, tokens, hidden)
   # Float32 against float64.
   np.testing.assert_allclose(found[0], wanted, atol=5e-5, rtol=5e-5)
   # Its feature goes to the target's head as it is.
   logits = transformer.unembed(_MODEL, target, found)
-  table = np.asarray(target['embedding']['tokens'], np.float64)
   np.testing.assert_allclose(logits[0], wanted @ table.T, atol=5e-5, rtol=5e-5)
 
 
-def test_names_shapes_and_settings_are_those_that_engines_read(
-  tmp_path: pathlib.Path,
+@pytest.mark.parametrize(
+  ('engine', 'architecture'),
+  [('vllm', 'LlamaForCausalLM'), ('sglang', 'LlamaForCausalLMEagle')],
+)
+def test_names_shapes_and_settings_are_those_that_an_engine_reads(
+  engine: eagle.Engine, architecture: str, tmp_path: pathlib.Path
 ) -> None:
-  table = tiny.params(_MODEL)['embedding']['tokens']
-  eagle.write(tmp_path / 'out', _MODEL, _params(), table, dtype='bfloat16')
+  eagle.write(
+    tmp_path / 'out', _MODEL, _params(), engine=engine, dtype='bfloat16'
+  )
   stored = shards.open_folder(tmp_path / 'out')
   mlp = _MODEL.sizes['mlp']
   assert {name: one.shape for name, one in stored.items()} == {
-    'embed_tokens.weight': (32, 16),
     'fc.weight': (16, 32),
-    'fc.bias': (16,),
+    **({'fc.bias': (16,)} if engine == 'sglang' else {}),
     'layers.0.self_attn.q_proj.weight': (16, 16),
     'layers.0.self_attn.k_proj.weight': (8, 16),
     'layers.0.self_attn.v_proj.weight': (8, 16),
@@ -130,7 +137,7 @@ def test_names_shapes_and_settings_are_those_that_engines_read(
   }
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   wanted = {
-    'architectures': ['LlamaForCausalLMEagle', 'LlamaForCausalLM'],
+    'architectures': [architecture],
     'model_type': 'llama',
     'num_hidden_layers': 1,
     'attention_bias': False,
@@ -179,9 +186,8 @@ def test_what_the_layout_has_no_place_for_is_refused(
   tmp_path: pathlib.Path,
 ) -> None:
   params = drafter.init(_MODEL, jax.random.key(0))
-  table = tiny.params(_MODEL)['embedding']['tokens']
   with pytest.raises(ValueError, match='no place for the norms of this one'):
-    eagle.write(tmp_path / 'out', _MODEL, params, table)
+    eagle.write(tmp_path / 'out', _MODEL, params, engine='vllm')
   assert not (tmp_path / 'out').exists()
   gpt2 = dataclasses.replace(_MODEL, positions='learned')
   with pytest.raises(ValueError, match=r"model\.positions='rotary'"):

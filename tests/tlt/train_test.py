@@ -313,7 +313,9 @@ def test_a_drafter_of_eagles_form_learns_in_idle_time_and_is_exported(
   assert train.train(config, workdir=tmp_path / 'run').stopped_by is None
   lines = metrics.read_metrics(tmp_path / 'run', kind='train')
   assert [line['drafter_steps'] for line in lines] == [1, 1, 1]
-  eagle.export_run(tmp_path / 'run' / 'drafter', tmp_path / 'ours')
+  eagle.export_run(
+    tmp_path / 'run' / 'drafter', tmp_path / 'ours', engine='vllm'
+  )
   assert 'fc.weight' in shards.open_folder(tmp_path / 'ours')
 
 

@@ -1,4 +1,4 @@
-"""Writes a model as transformers stores it."""
+"""Writes a model as transformers or timm stores it."""
 
 import dataclasses
 import functools
@@ -25,8 +25,6 @@ DTYPES: Mapping[str, str] = {
   'float16': 'F16',
   'bfloat16': 'BF16',
 }
-
-
 # Opens a parameter by its path; what comes back reads it, or a layer of it.
 Open = Callable[[str], Callable[[int | None], Any]]
 

@@ -83,6 +83,12 @@ def parse(
     key = 'model_type' if 'model_type' in document else 'architecture'
     raise settings.refusal(key, f'one of {", ".join(FAMILIES)}')
   found = FAMILIES[kind]
+  if found.library == 'timm' and not isinstance(
+    document.get('architecture'), str
+  ):
+    raise settings.refusal(
+      'architecture', "one of timm's, as transformers has other names"
+    )
   if document.get('quantization_config') is not None:
     raise settings.refusal('quantization_config', 'left out')
   if document.get('auto_map') is not None:

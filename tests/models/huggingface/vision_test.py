@@ -208,6 +208,7 @@ def test_pixels_are_not_cut(tmp_path: pathlib.Path) -> None:
       {'architecture': 'deit_tiny_distilled_patch16_224'},
       "architecture='deit_tiny_distilled_patch16_224' must be one of",
     ),
+    ('deit', {'architecture': None, 'model_type': 'deit'}, "one of timm's"),
     ('deit', {'architecture': 'resnet50'}, "'resnet50' must be one of"),
     ('deit', {'model_args': {'global_pool': 'avg'}}, "global_pool='avg'"),
     ('deit', {'model_args': {'init_values': 1e-5}}, 'init_values=1e-05'),
