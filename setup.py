@@ -30,6 +30,7 @@ _CORE = [
   'scipy>=1.15,<2',
   'sentencepiece>=0.2.1,<0.3',
   'tensorboardX>=2.6.4,<3',
+  'tensorstore>=0.1.78,<0.2',
   'tokenizers>=0.22,<0.24',
 ]
 
@@ -41,6 +42,7 @@ _EXTRAS = {
     'safetensors>=0.6,<0.9',
     'transformers>=5.0,<6',
   ],
+  'lm_eval': ['lm-eval>=0.4.9,<0.5'],
   'rl': ['math-verify>=0.8,<0.10', 'reasoning-gym>=0.1.24,<0.2'],
   'vision': ['pillow>=11,<14', 'scikit-learn>=1.5,<2'],
   'wan': [
@@ -60,6 +62,7 @@ _EXTRAS = {
     'sphinx-book-theme>=1.4,<2',
   ],
   'wandb': ['wandb>=0.22,<0.32'],
+  'timm': ['timm>=1.0.20,<2'],
   'torch': ['torch>=2.8,<3'],
   'dev': [
     'basedpyright>=1.32,<2',

@@ -1,16 +1,18 @@
 """Checkpoints of transformers in and out: logits, bits, tokens, memory.
 
-    ./run.sh pip install torch==2.13.0 'transformers>=5,<6'
+    ./run.sh pip install torch==2.15.0 'transformers>=5,<6' 'timm>=1.0.20,<2'
     ./run.sh python -m benchmarks.interchange
 
-Models with random weights, written by transformers' own save_pretrained: of
-every family a small one, and one layer of a published model's real width.
-Each is imported and compared, exported and loaded by transformers again.
+Models with random weights, written by transformers' own save_pretrained or
+timm's: of every family a small one, and one layer of a published model's real
+width. Each is imported and compared, exported and loaded by the other library
+again.
 
 Over 300 lines: the models compared are a table of their own.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import pathlib
@@ -36,6 +38,7 @@ from efficient_llm.models.huggingface import (
   shards,
   verify,
 )
+from efficient_llm.models.huggingface import family as family_lib
 from efficient_llm.training import interchange, trained_run
 
 _SMALL = {
@@ -86,6 +89,19 @@ _SMALL = {
     head_dim=32,
   ),
 }
+# Images of few patches; as published ones, less the mean of their colours.
+_SMALL_IMAGES = {
+  'num_layers': 3,
+  'embed_dim': 64,
+  'num_heads': 4,
+  'patch_size': 8,
+  'image_size': 64,
+  'image_norm': 'imagenet',
+}
+_SMALL |= {
+  'deit': presets.get('deit_small', **_SMALL_IMAGES),
+  'cait': presets.get('cait_s24', **_SMALL_IMAGES, layer_scale=0.1),
+}
 # One layer of a published width; Qwen2.5 0.5B's as its config.json has it.
 _WIDE = {
   'gpt2': presets.get('gpt2', num_layers=1),
@@ -94,7 +110,7 @@ _WIDE = {
     'roberta_base', num_layers=1, num_token_types=1, position_offset=2
   ),
   'llama': presets.get(
-    'llama_8b', num_layers=1, vocab_size=2048, max_positions=8192
+    'llama_8b', num_layers=1, vocab_size=2048, rotary_original_positions=256
   ),
   'qwen2': presets.get(
     'qwen3_600m',
@@ -109,6 +125,8 @@ _WIDE = {
     qkv_bias=True,
   ),
   'qwen3': presets.get('qwen3_600m', num_layers=1, vocab_size=8192),
+  'deit': presets.get('deit_base', num_layers=1, image_norm='imagenet'),
+  'cait': presets.get('cait_s24', num_layers=1, image_norm='imagenet'),
 }
 _DECODERS = ('gpt2', 'llama', 'qwen2', 'qwen3')
 _NUM_PROMPTS, _PROMPT_TOKENS, _NEW_TOKENS = 20, 12, 32
@@ -129,6 +147,9 @@ def make_peer(
   )
   of = families.FAMILIES[family]
   torch.manual_seed(0)
+  if of.library == 'timm':
+    _make_timm_peer(config, of, folder)
+    return
   settings = families.write(config, of)
   for name in ('architectures', 'dtype', 'torch_dtype', 'model_type'):
     del settings[name]
@@ -139,6 +160,23 @@ def make_peer(
     for weight in model.parameters():
       weight.add_(0.02 * torch.randn(weight.shape))
   model.save_pretrained(folder, max_shard_size='200MB')
+
+
+def _make_timm_peer(
+  config: transformer.TransformerConfig,
+  of: family_lib.Family,
+  folder: pathlib.Path,
+) -> None:
+  torch, timm, hub = (
+    importlib.import_module(name)
+    for name in ('torch', 'timm', 'timm.models._hub')
+  )
+  document = families.write(config, of)
+  model = timm.create_model(document['architecture'], **document['model_args'])
+  with torch.no_grad():
+    for weight in model.parameters():
+      weight.add_(0.02 * torch.randn(weight.shape))
+  hub.save_for_hf(model, folder, safe_serialization=True)
 
 
 def there_and_back(
@@ -155,9 +193,14 @@ def there_and_back(
   make_peer(family, config, theirs)
   run = trained_run.find(f'hf:{theirs}', name='from')
   params = jax.device_put(run.restore_params(None))
-  imported = verify.compare(run.model, params, theirs)
+  num_tokens = 64
+  if run.model.rotary_factor is not None:
+    # Beyond the texts from which the positions are stretched.
+    num_tokens = 2 * run.model.rotary_original_positions
+  compare = functools.partial(verify.compare, num_tokens=num_tokens)
+  imported = compare(run.model, params, theirs)
   interchange.export_run(run, ours)
-  exported = verify.compare(run.model, params, ours)
+  exported = compare(run.model, params, ours)
   found: dict[str, Any] = {
     'num_params': transformer.num_params(run.model),
     'max_abs_logit_diff': max(
@@ -280,6 +323,28 @@ def measure_memory(folder: pathlib.Path) -> dict[str, Any]:
   }
 
 
+def measure_export(folder: pathlib.Path) -> dict[str, Any]:
+  """What exporting a run takes at most; in a process of its own.
+
+  Args:
+    folder: Of the run; files go into a folder beside it.
+  """
+  run = trained_run.find(folder, name='from')
+  jax.block_until_ready(jnp.zeros(8))
+  before = _status_bytes('VmRSS')
+  out = folder.with_name('exported')
+  interchange.export_run(run, out, max_shard_bytes=500_000_000)
+  peak = _status_bytes('VmHWM')
+  files = shards.files(checkpoint.open_checkpoint(out).tensors)
+  largest = max(path.stat().st_size for path in files)
+  shapes = jax.tree.leaves(transformer.abstract_params(run.model))
+  return {
+    'export_largest_parameter_bytes': max(4 * one.size for one in shapes),
+    'export_rss_bytes': peak - before,
+    'export_rss_over_largest_shard': (peak - before) / largest,
+  }
+
+
 def _status_bytes(name: str) -> int:
   for line in pathlib.Path('/proc/self/status').read_text().splitlines():
     if line.startswith(f'{name}:'):
@@ -289,14 +354,21 @@ def _status_bytes(name: str) -> int:
 
 def _memory(folder: pathlib.Path) -> dict[str, Any]:
   command = [sys.executable, '-m', 'benchmarks.interchange']
-  for what in ('write', 'measure'):
+  found: dict[str, Any] = {}
+  for what in ('write', 'measure', 'import_run', 'measure_export'):
     done = subprocess.run(
       [*command, f'--{what}={folder}'],
       stdout=subprocess.PIPE,
       text=True,
       check=True,
     )
-  return json.loads(done.stdout.splitlines()[-1])
+    if what.startswith('measure'):
+      found |= json.loads(done.stdout.splitlines()[-1])
+  return found
+
+
+def _run_of(folder: pathlib.Path) -> pathlib.Path:
+  return folder.with_name('run')
 
 
 def _worst(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -320,12 +392,20 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--write', type=pathlib.Path)
   parser.add_argument('--measure', type=pathlib.Path)
+  parser.add_argument('--import_run', type=pathlib.Path)
+  parser.add_argument('--measure_export', type=pathlib.Path)
   arguments = parser.parse_args()
   if arguments.write:
     write_large(arguments.write)
     return
   if arguments.measure:
     print(json.dumps(measure_memory(arguments.measure)))
+    return
+  if folder := arguments.import_run:
+    interchange.import_run(f'hf:{folder}', _run_of(folder))
+    return
+  if folder := arguments.measure_export:
+    print(json.dumps(measure_export(_run_of(folder))))
     return
   results: dict[str, dict[str, Any]] = {}
   for kind, configs in (('small', _SMALL), ('real_width', _WIDE)):
@@ -340,7 +420,7 @@ def main() -> None:
     memory = _memory(pathlib.Path(folder) / 'large')
   peers = {
     name: importlib.import_module(name).__version__
-    for name in ('torch', 'transformers')
+    for name in ('torch', 'transformers', 'timm')
   }
   harness.record(
     'interchange',

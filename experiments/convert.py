@@ -3,10 +3,14 @@
 ./run.sh python -m experiments.convert --from=hf:DIR --to=out/imported
 ./run.sh python -m experiments.convert --from=out/ligo --to=hf:out/exported
 
+./run.sh python -m experiments.convert --from=out/tlt/drafter \
+  --to=hf:out/eagle --engine=vllm
+
 The first makes a folder that every experiment takes where it takes a trained
 run, with the tokenizer; the second a folder that transformers loads, in the
-dtype the weights came in. --verify compares the two models' logits where
-transformers is installed, and fails where they differ.
+dtype the weights came in; the third writes a drafter of the form 'eagle' in
+EAGLE's layout, which vLLM and SGLang load. --verify compares the two models'
+logits where transformers is installed, and fails where they differ.
 """
 
 import pathlib
@@ -24,6 +28,7 @@ from efficient_llm.models.huggingface import (
   shards,
   verify,
 )
+from efficient_llm.speculative import drafter_training, eagle
 from efficient_llm.training import interchange, trained_run
 from experiments import command, exits
 
@@ -45,6 +50,9 @@ def define_flags() -> None:
   flags.DEFINE_integer('step', None, 'Checkpoint of the run; the newest.')
   flags.DEFINE_integer(
     'max_shard_bytes', shards.MAX_SHARD_BYTES, 'Of a file.', lower_bound=1
+  )
+  flags.DEFINE_enum(
+    'engine', None, list(eagle.ARCHITECTURES), 'Which one loads the drafter.'
   )
   flags.DEFINE_bool('verify', False, 'Compare logits with transformers.')
 
@@ -69,7 +77,7 @@ def run(changes: dict[str, str]) -> int:
     )
   made = interchange.import_run(source, target)
   print(f'{target}: {made.model}')
-  if not made.has_tokenizer:
+  if not made.has_tokenizer and not made.model.reads_images:
     print(f'{source} holds no tokenizer.json, so that {target} has none.')
   if not values.verify:
     return exits.DONE
@@ -78,8 +86,15 @@ def run(changes: dict[str, str]) -> int:
 
 def _export(source: str, folder: str) -> int:
   values = flags.FLAGS
+  if drafter_training.is_run(source):
+    return _export_drafter(source, folder)
+  if values.engine is not None:
+    raise ValueError(
+      f'--engine={values.engine} is for a drafter, which {source} is not; '
+      'leave it out.'
+    )
   found = trained_run.find(source, name='--from', step=values.step)
-  params = interchange.export_run(
+  interchange.export_run(
     found,
     folder,
     family=values.family,
@@ -93,9 +108,30 @@ def _export(source: str, folder: str) -> int:
   # The run's own parameters, rounded as they were written.
   dtype = safetensors_file.WEIGHT_DTYPES[opened.dtype]
   rounded = jax.tree.map(
-    lambda x: np.asarray(x).astype(dtype).astype(np.float32), params
+    lambda x: np.asarray(x).astype(dtype).astype(np.float32),
+    found.restore_params(None),
   )
   return _verify(found.model, rounded, pathlib.Path(folder))
+
+
+def _export_drafter(source: str, folder: str) -> int:
+  values = flags.FLAGS
+  for name in ('family', 'step', 'verify'):
+    if values[name].value:
+      raise ValueError(f'--{name} is not for a drafter; leave it out.')
+  if values.engine is None:
+    raise ValueError(
+      f'--engine must say which engine is to load the drafter; choose one of '
+      f'{", ".join(eagle.ARCHITECTURES)}.'
+    )
+  eagle.export_run(
+    source,
+    folder,
+    engine=cast(Any, values.engine),
+    dtype=cast(Any, values.dtype or 'float32'),
+  )
+  print(f"{folder}: a drafter in EAGLE's layout")
+  return exits.DONE
 
 
 def _verify(model: Any, params: Any, folder: pathlib.Path) -> int:

@@ -43,6 +43,7 @@ _MAX_LINES = 300
 # Modules whose library is an extra of its own.
 _NEED_AN_EXTRA = {
   'benchmarks.torch_transformer': 'torch',
+  'efficient_llm.training.lm_eval_model': 'lm_eval',
   **dict.fromkeys(
     (
       'efficient_llm.diloco.wan.app.islands_app.hub',

@@ -101,3 +101,16 @@ class Block(nnx.Module):
     if hasattr(self, 'mlp_gain'):
       h_BTD = self.mlp_gain(h_BTD)
     return x_BTD + h_BTD
+
+
+class BareBlock(Block):
+  """A layer whose attention reads its input as it is (EAGLE's drafter)."""
+
+  def __init__(self, config: Any, *, rngs: nnx.Rngs) -> None:
+    super().__init__(config, rngs=rngs)
+    del self.attention_norm
+    self.attention_norm = _as_it_is
+
+
+def _as_it_is(x_BTD: jax.Array) -> jax.Array:
+  return x_BTD

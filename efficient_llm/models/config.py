@@ -4,8 +4,10 @@ import dataclasses
 import functools
 from typing import Literal
 
+import jax
+
 from efficient_llm import typing
-from efficient_llm.models import attention
+from efficient_llm.models import attention, rotary
 
 _DEFAULT_POSITIONS = 1024
 
@@ -28,6 +30,8 @@ class TransformerConfig:
     position_offset: Unused rows that this table begins with (RoBERTa: 2).
     causal: Whether a token sees only its past (False: BERT).
     norm_placement: 'pre' ends with a final norm, 'post' begins with one.
+    rotary_factor: Stretches rotary positions as in Llama 3.1; None does not.
+      The settings behind it are of `rotary.Scaling`.
     bias: Biases of the attention output and the MLP.
     qkv_bias: Biases of queries, keys and values.
     num_token_types: Rows of BERT's token-type table; 0 for none.
@@ -45,6 +49,8 @@ class TransformerConfig:
     patch_size: Pixels along the side of a square patch; None for text.
     image_size: Pixels along the side of a square image.
     image_channels: Colours of a pixel.
+    image_norm: What becomes of bytes: 'symmetric' from -1 to 1, 'imagenet' less
+      the mean of that data's colours, by their deviation.
     class_layers: Layers behind the others in which a class token alone reads
       the patches (CaiT); 0 puts it before the first patch (ViT, DeiT).
     layer_scale: Where the gains begin with which a layer's outputs are
@@ -67,6 +73,10 @@ class TransformerConfig:
   norm_epsilon: float = 1e-6
   positions: Literal['rotary', 'learned'] = 'rotary'
   rotary_base: float = 10_000.0
+  rotary_factor: float | None = None
+  rotary_low_factor: float = 1.0
+  rotary_high_factor: float = 4.0
+  rotary_original_positions: int = 8192
   activation: Literal['silu', 'gelu', 'gelu_tanh', 'relu'] = 'silu'
   gated: bool = True
   bias: bool = False
@@ -84,6 +94,7 @@ class TransformerConfig:
   patch_size: int | None = None
   image_size: int | None = None
   image_channels: int = 3
+  image_norm: Literal['symmetric', 'imagenet'] = 'symmetric'
   class_layers: int = 0
   layer_scale: float | None = None
   talking_heads: bool = False
@@ -126,6 +137,29 @@ class TransformerConfig:
       'class_layers': self.class_layers,
     }
 
+  def rotary_tables(
+    self, positions_BT: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Of `rotary.tables`, for models with such positions.
+
+    Args:
+      positions_BT: Position of each token.
+    """
+    scaling = None
+    if self.rotary_factor is not None:
+      scaling = rotary.Scaling(
+        self.rotary_factor,
+        self.rotary_low_factor,
+        self.rotary_high_factor,
+        self.rotary_original_positions,
+      )
+    return rotary.tables(
+      positions_BT,
+      head_dim=self.sizes['head_dim'],
+      base=self.rotary_base,
+      scaling=scaling,
+    )
+
   @property
   def residual_scale(self) -> float:
     """Keeps a pre-norm residual stream's variance independent of depth."""
@@ -139,7 +173,7 @@ class TransformerConfig:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'model.{name}={value} must be at least 1.')
-    for name in ('norm_epsilon', 'rotary_base', 'init_std', 'layer_scale'):
+    for name in _POSITIVE:
       value = getattr(self, name)
       if value is not None and not 0 < value < float('inf'):
         raise ValueError(f'model.{name}={value} must be positive.')
@@ -169,6 +203,16 @@ class TransformerConfig:
         f'model.position_offset={self.position_offset} needs '
         "model.positions='learned'; leave it out."
       )
+    if self.rotary_low_factor >= self.rotary_high_factor:
+      raise ValueError(
+        f'model.rotary_low_factor={self.rotary_low_factor} must be below '
+        f'model.rotary_high_factor={self.rotary_high_factor}; change one.'
+      )
+    if self.rotary_factor is not None and self.positions != 'rotary':
+      raise ValueError(
+        f'model.rotary_factor={self.rotary_factor} needs '
+        "model.positions='rotary'; leave it out."
+      )
     if self.positions == 'rotary' and self.sizes['head_dim'] % 2:
       raise ValueError(
         f'Rotary positions need an even head size, got '
@@ -190,6 +234,11 @@ class TransformerConfig:
         f'model.image_size={self.image_size} must be divisible by '
         f'model.patch_size={self.patch_size}; change one of them.'
       )
+    if self.image_norm == 'imagenet' and self.image_channels != 3:
+      raise ValueError(
+        f"model.image_norm='imagenet' is of 3 colours, model.image_channels="
+        f"{self.image_channels} has others; set 'symmetric'."
+      )
     for name, wanted in _WITH_IMAGES.items():
       if getattr(self, name) != wanted:
         raise ValueError(
@@ -207,6 +256,7 @@ class TransformerConfig:
 _OF_IMAGES = {
   'image_size': None,
   'image_channels': 3,
+  'image_norm': 'symmetric',
   'class_layers': 0,
   # Masked weights would come back when heads are mixed after the softmax.
   'talking_heads': False,
@@ -220,6 +270,15 @@ _WITH_IMAGES = {
   'num_token_types': 0,
   'mlm_head': False,
 }
+_POSITIVE = (
+  'norm_epsilon',
+  'rotary_base',
+  'rotary_factor',
+  'rotary_low_factor',
+  'rotary_high_factor',
+  'init_std',
+  'layer_scale',
+)
 _COUNTS = (
   'vocab_size',
   'embed_dim',
@@ -228,6 +287,7 @@ _COUNTS = (
   'head_dim',
   'mlp_dim',
   'max_positions',
+  'rotary_original_positions',
   'scan_unroll',
   'patch_size',
   'image_size',

@@ -1,4 +1,4 @@
-"""Parts of the one stack's layers: norms, rotary positions, attention.
+"""Parts of the one stack's layers: norms, matrices, attention.
 
 Flax NNX modules that hold float32 weights and compute in the configured dtype.
 Every weight carries its LogicalAxes as variable metadata.
@@ -14,6 +14,7 @@ from flax import nnx
 
 from efficient_llm import sharding, typing
 from efficient_llm.models import attention, kv_cache, projection
+from efficient_llm.models import rotary as rotary_lib
 
 ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -130,36 +131,6 @@ def project_all(x: jax.Array, *linears: Linear) -> tuple[jax.Array, ...]:
   return tuple(outputs)
 
 
-def rotary_tables(
-  positions_BT: jax.Array, *, head_dim: int, base: float
-) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines [B, T, 1, H/2] of the rotary angles, float32.
-
-  Args:
-    positions_BT: Position of each token.
-    head_dim: Even size of a head.
-    base: Of the geometric series of wavelengths.
-  Source: Su et al. 2021, RoFormer, equation 34, arXiv:2104.09864. Differs: the
-  two halves of a head are the pairs, as in Llama.
-  """
-  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  angles = positions_BT[..., None].astype(jnp.float32) * base**-exponents
-  return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-
-
-def rotate(x_BTNH: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Applies rotary positions to queries or keys.
-
-  Args:
-    x_BTNH: Queries or keys.
-    tables: From `rotary_tables`.
-  """
-  cos, sin = tables
-  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  rotated = (first * cos - second * sin, second * cos + first * sin)
-  return jnp.concatenate(rotated, -1).astype(x_BTNH.dtype)
-
-
 class Mix(nnx.Module):
   """Linear over heads, of what every head has for every pair of places."""
 
@@ -222,7 +193,8 @@ class Attention(nnx.Module):
   ) -> tuple[jax.Array, kv_cache.KVCache | None]:
     q_BTNH, k_BTKH, v_BTKH = self.project(x_BTD)
     if rotary is not None:
-      q_BTNH, k_BTKH = rotate(q_BTNH, rotary), rotate(k_BTKH, rotary)
+      q_BTNH = rotary_lib.rotate(q_BTNH, rotary)
+      k_BTKH = rotary_lib.rotate(k_BTKH, rotary)
     q_BTNH = sharding.constrain(q_BTNH, ('batch', None, 'heads', None))
     k_BTKH = sharding.constrain(k_BTKH, ('batch', None, 'kv_heads', None))
     if cache is not None:

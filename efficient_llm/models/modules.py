@@ -16,13 +16,20 @@ from efficient_llm.models.config import TransformerConfig
 from efficient_llm.typing import Array, Params
 
 Kind = Literal[
-  'embedding', 'image_embedding', 'block', 'class_block', 'norm', 'head'
+  'embedding',
+  'image_embedding',
+  'block',
+  'bare_block',
+  'class_block',
+  'norm',
+  'head',
 ]
 
 _MODULES = {
   'embedding': embedding.Embedding,
   'image_embedding': vision.Embedding,
   'block': block.Block,
+  'bare_block': block.BareBlock,
   'class_block': vision.ClassBlock,
   'norm': layers.Norm,
   'head': embedding.Head,

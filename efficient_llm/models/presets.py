@@ -125,12 +125,14 @@ PRESETS: dict[str, TransformerConfig] = {
     _LLAMA,
     **_shape(16, 2048, 32, num_kv_heads=8, mlp_dim=8192, vocab_size=128_256),
     max_positions=131_072,
+    rotary_factor=32.0,
     tie_embeddings=True,
   ),
   'llama_8b': _with(
     _LLAMA,
     **_shape(32, 4096, 32, num_kv_heads=8, mlp_dim=14_336, vocab_size=128_256),
     max_positions=131_072,
+    rotary_factor=8.0,
   ),
   # Qwen3 technical report, table 1.
   'qwen3_600m': _with(

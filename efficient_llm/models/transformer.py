@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from efficient_llm import typing
-from efficient_llm.models import attention, kv_cache, layers, modules
+from efficient_llm.models import attention, kv_cache, modules
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.typing import Array, Bool, Float, Int, Params, UInt8
 
@@ -184,10 +184,7 @@ def apply(
   )
   rotary = None
   if config.positions == 'rotary':
-    head_dim = config.sizes['head_dim']
-    rotary = layers.rotary_tables(
-      positions_BT, head_dim=head_dim, base=config.rotary_base
-    )
+    rotary = config.rotary_tables(positions_BT)
   embed = modules.bind('embedding', config, params['embedding'])
   x_BTD = embed(tokens_BT, positions_BT, token_types_BT)
   x_BTD, cache = _run_layers(

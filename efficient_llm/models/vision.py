@@ -19,6 +19,11 @@ from flax import nnx
 from efficient_llm import sharding
 from efficient_llm.models import block, layers
 
+# Mean and deviation of each colour, of numbers from 0 to 1.
+NORMS = {
+  'symmetric': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 # Middle and half range of a byte.
 _MIDDLE = 127.5
 
@@ -30,6 +35,7 @@ class Embedding(nnx.Module):
     std = config.init_std or 0.02
     self.dtype = jnp.dtype(config.dtype)
     self.patch_size = config.patch_size
+    self.image_norm = config.image_norm
     self.is_class_first = not config.class_layers
     self.patches = layers.Linear(
       config, rngs=rngs, inputs=('pixels',), outputs=('embed',), bias=True
@@ -52,6 +58,11 @@ class Embedding(nnx.Module):
       images_BYXC: Bytes, or numbers of that range.
     """
     pixels = images_BYXC.astype(self.dtype) / _MIDDLE - 1
+    if self.image_norm != 'symmetric':
+      mean_C, deviation_C = (
+        jnp.asarray(x, self.dtype) for x in NORMS[self.image_norm]
+      )
+      pixels = ((pixels + 1) / 2 - mean_C) / deviation_C
     batch, height, width, channels = pixels.shape
     side = self.patch_size
     pixels = pixels.reshape(

@@ -21,7 +21,9 @@ from efficient_llm.models import (
   projection,
   transformer,
 )
+from efficient_llm.models import rotary as rotary_lib
 from efficient_llm.models.config import TransformerConfig
+from efficient_llm.speculative import drafter_form
 from efficient_llm.typing import Array, Bool, Float, Int, Params
 
 # The two things that are read at a position: a token and a feature.
@@ -29,7 +31,11 @@ _PAIR = typing.LogicalAxes(inputs=('pair', 'embed'), outputs=('embed',))
 
 
 def init(
-  config: TransformerConfig, key: Array, target_params: Params | None = None
+  config: TransformerConfig,
+  key: Array,
+  target_params: Params | None = None,
+  *,
+  form: drafter_form.Form = 'normed',
 ) -> Params:
   """Makes the drafter's parameters: an input projection and a block.
 
@@ -37,8 +43,9 @@ def init(
     config: The target model.
     key: A typed random key.
     target_params: The target's; its last layer is where the block starts.
+    form: Which norms it has.
   Raises:
-    ValueError: If the target is not causal.
+    ValueError: If the target is not causal, or no model that this form fits.
   """
   config.validate()
   if not config.causal:
@@ -46,6 +53,7 @@ def init(
       'model.causal=False: only a causal target can have a drafter; choose '
       'another target.'
     )
+  drafter_form.check(config, form)
   fc_key, block_key = jax.random.split(key)
   kernel = layers.weight(
     nnx.Rngs(params=fc_key),
@@ -53,24 +61,30 @@ def init(
     inputs=_PAIR.inputs,
     outputs=_PAIR.outputs,
   )[...]
+  kind, block_config = drafter_form.block(config, form)
   if target_params is None:
-    block = modules.make('block', config, block_key)
+    block = modules.make(kind, block_config, block_key)
   else:
-    block = transformer.unstack_layers(dict(target_params))['layers'][-1]
+    last = transformer.unstack_layers(dict(target_params))['layers'][-1]
+    block = drafter_form.part(last, modules.logical_axes(kind, block_config))
   return {'fc': {'kernel': kernel}, 'block': block}
 
 
-def logical_axes(config: TransformerConfig) -> dict[str, typing.PyTree]:
+def logical_axes(
+  config: TransformerConfig, *, form: drafter_form.Form = 'normed'
+) -> dict[str, typing.PyTree]:
   """A LogicalAxes for every parameter, in the same tree as `init`."""
   return {
     'fc': {'kernel': _PAIR},
-    'block': modules.logical_axes('block', config),
+    'block': modules.logical_axes(*drafter_form.block(config, form)),
   }
 
 
-def num_params(config: TransformerConfig) -> int:
+def num_params(
+  config: TransformerConfig, *, form: drafter_form.Form = 'normed'
+) -> int:
   """Parameters of a drafter for this target."""
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0), form=form))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
@@ -176,7 +190,7 @@ def forward_masked(
   cache: kv_cache.KVCache | None,
 ) -> tuple[Array, kv_cache.KVCache | None]:
   """`forward` under any mask; new positions are appended but not counted."""
-  block = modules.bind('block', config, params['block'])
+  block = drafter_form.bind(config, params)
   x_BTD, cache = block(
     _inputs(
       config, params, target_params, next_tokens_BT, hidden_BTD, positions_BT
@@ -185,7 +199,7 @@ def forward_masked(
     rotary=_rotary(config, positions_BT),
     cache=cache,
   )
-  if 'final_norm' in target_params:
+  if drafter_form.of(params) == 'normed' and 'final_norm' in target_params:
     norm = modules.bind('norm', config, target_params['final_norm'])
     x_BTD = norm(x_BTD)
   return x_BTD, cache
@@ -241,13 +255,13 @@ def rebuild_cache(
   x_BSD = _inputs(
     config, params, target_params, next_tokens_BS, hidden_BSD, positions_BS
   )
-  block = modules.bind('block', config, params['block'])
+  block = drafter_form.bind(config, params)
   if not block.post_norm:
     x_BSD = block.attention_norm(x_BSD)
   _, k_BSKH, v_BSKH = block.attention.project(x_BSD)
   rotary = _rotary(config, positions_BS)
   if rotary is not None:
-    k_BSKH = layers.rotate(k_BSKH, rotary)
+    k_BSKH = rotary_lib.rotate(k_BSKH, rotary)
   cache = empty_cache(config, batch_size, capacity)
   return cache.append(k_BSKH, v_BSKH, layer=0).advance(lengths_B)
 
@@ -265,10 +279,11 @@ def _inputs(
   # The token stands one further; only learned positions look at it.
   token_positions_BT = jnp.minimum(positions_BT + 1, config.max_positions - 1)
   e_BTD = embed(next_tokens_BT, token_positions_BT, None)
-  # Rows of the table are small beside features, which would drown them.
-  square_BT1 = jnp.square(e_BTD.astype(jnp.float32)).mean(-1, keepdims=True)
-  scale_BT1 = jax.lax.rsqrt(square_BT1 + config.norm_epsilon)
-  e_BTD = (e_BTD * scale_BT1).astype(e_BTD.dtype)
+  if drafter_form.of(params) == 'normed':
+    # Rows of the table are small beside features, which would drown them.
+    square_BT1 = jnp.square(e_BTD.astype(jnp.float32)).mean(-1, keepdims=True)
+    scale_BT1 = jax.lax.rsqrt(square_BT1 + config.norm_epsilon)
+    e_BTD = (e_BTD * scale_BT1).astype(e_BTD.dtype)
   pair_BT2D = jnp.stack([e_BTD, hidden_BTD.astype(e_BTD.dtype)], axis=-2)
   kernel = params['fc']['kernel'].astype(e_BTD.dtype)
   return projection.project(pair_BT2D, kernel, 2)
@@ -279,6 +294,4 @@ def _rotary(
 ) -> tuple[Array, Array] | None:
   if config.positions != 'rotary':
     return None
-  return layers.rotary_tables(
-    positions_BT, head_dim=config.sizes['head_dim'], base=config.rotary_base
-  )
+  return config.rotary_tables(positions_BT)

@@ -11,7 +11,12 @@ from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
 from efficient_llm.data import pipeline
 from efficient_llm.models import attention, transformer
-from efficient_llm.speculative import drafter, drafter_loss, target_run
+from efficient_llm.speculative import (
+  drafter,
+  drafter_form,
+  drafter_loss,
+  target_run,
+)
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import objectives, step
 from efficient_llm.training import state as state_lib
@@ -27,6 +32,8 @@ class DrafterConfig:
     batch_size: Sequences in a batch; as the target's where None.
     sequence_length: Tokens in a sequence; as the target's where None.
     start: The target's last layer, or random parameters.
+    form: Which norms the drafter has: 'eagle' has those of EAGLE's own, which
+      other engines load (see `experiments.convert`).
     seed: Of parameters and noise; the target's data.seed orders the data.
   """
 
@@ -35,6 +42,7 @@ class DrafterConfig:
   batch_size: int | None = None
   sequence_length: int | None = None
   start: Literal['last_layer', 'random'] = 'last_layer'
+  form: drafter_form.Form = 'normed'
   loss: drafter_loss.DrafterLossConfig = drafter_loss.DrafterLossConfig()
   optimizer: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig()
   loop: loop_lib.LoopConfig = loop_lib.LoopConfig()
@@ -119,16 +127,15 @@ def build(
       model.attention_implementation, platform
     ),
   )
+  axes = drafter.logical_axes(model, form=config.form)
   optimizer = optimizer_lib.make_optimizer(
-    config.optimizer,
-    drafter.logical_axes(model),
-    num_steps=config.loop.num_steps,
+    config.optimizer, axes, num_steps=config.loop.num_steps
   )
 
   def init_state(target_params: typing.Params) -> state_lib.TrainState:
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     start = target_params if config.start == 'last_layer' else None
-    params = drafter.init(model, init_key, start)
+    params = drafter.init(model, init_key, start, form=config.form)
     return state_lib.create(params, optimizer, train_key)
 
   target_shapes = transformer.abstract_params(model)
@@ -136,7 +143,7 @@ def build(
     mesh, transformer.logical_axes(model), target_shapes
   )
   shapes = jax.eval_shape(init_state, target_shapes)
-  state = state_lib.shardings(shapes, drafter.logical_axes(model), mesh)
+  state = state_lib.shardings(shapes, axes, mesh)
   batch_sharding = sharding.batch_sharding(mesh)
   loss = drafter_loss.loss_fn(model, config.loss)
   eval_loss = drafter_loss.loss_fn(

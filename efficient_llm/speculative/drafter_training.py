@@ -77,7 +77,7 @@ def train(
   target_params = target.restore_params(program.abstract_target)
   share = batch_layout.process_share(program.batch_sharding, data.batch_size)
   place = functools.partial(sharding.to_global, sharding=program.batch_sharding)
-  num_params = drafter.num_params(target.model)
+  num_params = drafter.num_params(target.model, form=config.form)
   logging.info(
     'Drafter: %s parameters; target: %s, step %d of %s',
     f'{num_params:,}',
@@ -193,6 +193,14 @@ def load(workdir: str | pathlib.Path) -> Saved:
     )
   params = saved_run.restore_params(workdir / 'checkpoints', None)
   return Saved(transformer.TransformerConfig(**meta['model']), params, meta)
+
+
+def is_run(workdir: str | pathlib.Path) -> bool:
+  """Whether a folder is a drafter's run with a checkpoint."""
+  checkpoints = pathlib.Path(workdir) / 'checkpoints'
+  return bool(
+    step_folders.steps(checkpoints)
+  ) and 'target' in saved_run.read_metadata(checkpoints)
 
 
 def _saved_metadata(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding, typing
 from efficient_llm.models import transformer
-from efficient_llm.speculative import drafter, drafter_program
+from efficient_llm.speculative import drafter, drafter_form, drafter_program
 from efficient_llm.tlt import drafter_data, idle, spot_config
 from efficient_llm.training import loop as loop_lib
 from efficient_llm.training import state as state_lib
@@ -93,7 +93,7 @@ class SpotTrainer:
     """The training state of a drafter that was trained before."""
     optimizer = optimizer_lib.make_optimizer(
       self._config.optimizer,
-      drafter.logical_axes(self._model),
+      drafter.logical_axes(self._model, form=drafter_form.of(params)),
       num_steps=_NUM_STEPS,
     )
     return state_lib.create(params, optimizer, jax.random.key(0))
@@ -258,6 +258,7 @@ class SpotTrainer:
   def _program(self, device: Any) -> drafter_program.Program:
     if device not in self._programs:
       config = drafter_program.DrafterConfig(
+        form=drafter_form.of(self._state.params),
         loss=self._config.loss,
         optimizer=self._config.optimizer,
         # A step that is not finite changes nothing.

@@ -1,13 +1,15 @@
 """Orbax, as far as checkpoints use it: named arrays in and out of a folder."""
 
+import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from efficient_llm.training import manifest, step_folders, tree_names
 
@@ -98,6 +100,49 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
       )
     loaded |= tree_names.named(tree)
   return loaded
+
+
+def open_leaf(
+  folder: pathlib.Path, leaf: manifest.Leaf
+) -> Callable[[int | None], np.ndarray]:
+  """Opens one array of a verified step, to be read row by row.
+
+  What is read of the file is kept as long as the function that comes back.
+
+  Args:
+    folder: The step's folder.
+    leaf: As its manifest has it.
+  Returns:
+    A function that reads a row of the first axis, or for None all.
+  """
+  if _is_empty(leaf):
+    empty = np.zeros(leaf.shape, leaf.dtype)
+    return lambda row: empty if row is None else empty[row]
+  num_bytes = math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+  store = tensorstore.open(
+    {
+      'driver': 'zarr3',
+      'kvstore': {
+        'driver': 'ocdbt',
+        'base': f'file://{folder / step_folders.ARRAYS}/',
+        'path': f'{leaf.path.replace("/", ".")}/',
+      },
+      # Nobody changes a finished step.
+      'recheck_cached_data': False,
+    },
+    read=True,
+    open=True,
+    # Rows lie in common chunks, which else would be read for every row.
+    context=tensorstore.Context(
+      {'cache_pool': {'total_bytes_limit': 2 * num_bytes}}
+    ),
+  ).result()
+
+  def read(row: int | None) -> np.ndarray:
+    part = store if row is None else store[row]
+    return np.asarray(part.read().result())
+
+  return read
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:

@@ -1,4 +1,4 @@
-"""Runs made of checkpoints of transformers, and checkpoints made of runs.
+"""Runs made of checkpoints of others, and checkpoints for others made of runs.
 
 A run that was imported holds, beside its checkpoint of step 0:
 
@@ -107,8 +107,10 @@ def export_run(
   family: str | None = None,
   dtype: export.Dtype | None = None,
   max_shard_bytes: int = shards.MAX_SHARD_BYTES,
-) -> Any:
+) -> None:
   """Writes the model and the tokenizer of a run for transformers.
+
+  Parameters are read one after the other, with all of their layers.
 
   Args:
     run: The run.
@@ -116,8 +118,6 @@ def export_run(
     family: Name of its family; by default the one that has such models.
     dtype: Of the weights; that of the import, else float32, by default.
     max_shard_bytes: Of one file's tensors.
-  Returns:
-    The parameters, as they were before rounding to `dtype`.
   Raises:
     ValueError: If no family has such a model, or the folder holds one.
   """
@@ -125,15 +125,13 @@ def export_run(
   export.check_folder(folder)
   origin = run.origin or {}
   document = origin.get('document')
-  if document is None or document['model_type'] != families.choose(
-    run.model, name=family
-  ):
+  chosen = families.choose(run.model, name=family)
+  if document is None or families.kind_of(document) != chosen:
     document = _special_tokens(run)
-  params = run.restore_params(None)
   export.write(
     folder,
     run.model,
-    params,
+    run.open_params(),
     family=family,
     dtype=dtype or origin.get('dtype', 'float32'),
     document=document,
@@ -142,11 +140,12 @@ def export_run(
   if not _carry(run.carried_folder, folder) and run.has_tokenizer:
     for name, content in run.load_tokenizer().files().items():
       (folder / name).write_bytes(content)
-  return params
 
 
 def _special_tokens(run: trained_run.TrainedRun) -> dict[str, Any]:
   """Numbers that the families have defaults for, which are other models'."""
+  if run.model.reads_images:
+    return {}
   tokenizer = run.load_tokenizer() if run.has_tokenizer else None
   return {
     f'{name}_token_id': getattr(tokenizer, f'{name}_id', None)

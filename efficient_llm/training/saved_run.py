@@ -8,10 +8,12 @@ and passed over. With several processes all of them make the same calls.
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from efficient_llm.training import (
   array_store,
@@ -53,6 +55,26 @@ def restore_params(
   }
   leaves = array_store.load(folder, wanted, saved=saved)
   return tree_names.nest(leaves)['params']
+
+
+def open_params(
+  directory: str | pathlib.Path, *, step: int | None = None
+) -> Callable[[str], Callable[[int | None], np.ndarray]]:
+  """Opens the parameters of a run's newest whole checkpoint one by one.
+
+  Args:
+    directory: Where a `Checkpointer` saved.
+    step: Take this one or fail.
+  Returns:
+    A function of a parameter's path, such as 'layers/mlp/up/kernel', that
+    gives `array_store.open_leaf`.
+
+  Raises:
+    CheckpointError: If there is no whole checkpoint.
+  """
+  folder = _whole(directory, step)
+  saved = {leaf.path: leaf for leaf in _saved(folder, {'params'})}
+  return lambda path: array_store.open_leaf(folder, saved[f'params/{path}'])
 
 
 def restore(

@@ -7,8 +7,10 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from efficient_llm import typing
 from efficient_llm.data import pipeline
@@ -72,6 +74,8 @@ class TrainedRun:
   @property
   def has_tokenizer(self) -> bool:
     """Whether there is one; a folder of transformers may hold none."""
+    if self.model.reads_images:
+      return False
     path = pathlib.Path(self.data.tokenizer)
     return self.origin is None or path.is_file()
 
@@ -82,6 +86,12 @@ class TrainedRun:
     return saved_run.restore_params(
       self.workdir / 'checkpoints', abstract_params, step=self.step
     )
+
+  def open_params(self) -> Callable[[str], Callable[[int | None], np.ndarray]]:
+    """Opens the parameters one by one; see `saved_run.open_params`."""
+    if self.imported is not None:
+      return self.imported.open_param
+    return saved_run.open_params(self.workdir / 'checkpoints', step=self.step)
 
   def load_tokenizer(self) -> tokenizer_lib.Tokenizer:
     """The run's own; one that was trained is in the run's cache."""
@@ -193,11 +203,18 @@ def _imported(reference: str, *, step: int | None) -> TrainedRun:
   path = opened.folder / (found or _TOKENIZERS)[0]
   fingerprint = tokenizer_lib.load(str(path)).fingerprint if found else None
   model = opened.model
-  data = pipeline.DataConfig(
-    tokenizer=str(path),
-    sequence_length=min(256, model.max_positions),
-    objective='causal' if model.causal else 'masked',
-  )
+  if model.reads_images:
+    data = pipeline.DataConfig(
+      objective='classes',
+      image_size=model.image_size,
+      image_channels=model.image_channels,
+    )
+  else:
+    data = pipeline.DataConfig(
+      tokenizer=str(path),
+      sequence_length=min(256, model.max_positions),
+      objective='causal' if model.causal else 'masked',
+    )
   return TrainedRun(
     workdir=opened.folder,
     step=0,

@@ -19,6 +19,7 @@ from efficient_llm.diloco import (
   variants,
 )
 from efficient_llm.diloco.config import DilocoConfig, MembershipConfig
+from efficient_llm.models.huggingface import export
 from efficient_llm.training import loop, metrics, pretrain, saved_run
 from tests import tiny
 from tests.diloco import islands
@@ -100,6 +101,18 @@ def test_islands_start_from_another_run(folder: pathlib.Path) -> None:
       _assert_same(own, plain.state.params)
   moments = jax.tree.leaves(state.islands.opt_state)
   assert not any(np.asarray(x).any() for x in moments)
+
+
+def test_islands_start_from_a_folder_of_transformers(
+  folder: pathlib.Path,
+) -> None:
+  params = tiny.params(tiny.MODEL)
+  export.write(folder / 'theirs', tiny.MODEL, params)
+  config = _config(folder, start=f'hf:{folder / "theirs"}')
+  state = train.first_state(
+    config, mesh.build(config, sharding.make_mesh(config.mesh))
+  )
+  _assert_same(state.params, params)
 
 
 def test_a_start_that_is_none_is_refused(folder: pathlib.Path) -> None:

@@ -1,11 +1,17 @@
 """Conversion as a user runs it."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from efficient_llm.models.huggingface import shards
+from efficient_llm.speculative import drafter
+from efficient_llm.training import checkpoint
+from tests import tiny
 from tests.models.huggingface import made
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -61,3 +67,25 @@ def test_verification_compares_with_transformers(
   )
   assert code == 0, err
   assert 'top1_agreement 1.0000' in out
+
+
+def test_a_drafter_comes_in_eagles_layout(tmp_path: pathlib.Path) -> None:
+  params = drafter.init(tiny.MODEL, jax.random.key(0), form='eagle')
+  saver = checkpoint.Checkpointer(
+    tmp_path / 'run' / 'checkpoints', checkpoint.CheckpointConfig()
+  )
+  saver.save(
+    3,
+    {'params': params},
+    data_state=None,
+    metadata={'target': {}, 'model': dataclasses.asdict(tiny.MODEL)},
+  )
+  saver.close()
+  source, target = f'--from={tmp_path / "run"}', f'--to=hf:{tmp_path / "out"}'
+  code, out, err = _run(source, target)
+  assert (code, out) == (2, '')
+  assert '--engine must say which engine' in err
+  code, out, err = _run(source, target, '--engine=sglang')
+  assert code == 0, err
+  assert "a drafter in EAGLE's layout" in out
+  assert 'fc.bias' in shards.open_folder(tmp_path / 'out')

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from efficient_llm.models import layers, transformer
+from efficient_llm.models import rotary, transformer
 from tests.models import architectures
 
 _TOKENS = architectures.tokens(2, 6)
@@ -143,17 +143,26 @@ def test_logits_agree_with_numpy(name: str) -> None:
   np.testing.assert_allclose(output.logits, expected, atol=2e-5)
 
 
+def test_long_waves_are_stretched_and_short_ones_stay() -> None:
+  scaling = rotary.Scaling(
+    factor=8.0, low_factor=1.0, high_factor=4.0, original_positions=100
+  )
+  # Waves that 100 tokens hold half, 1, 2.5, 4 and 10 times.
+  rates = 2 * math.pi * np.array([0.005, 0.01, 0.025, 0.04, 0.1])
+  # Of the third wave both count half.
+  wanted = rates * np.array([1 / 8, 1 / 8, (1 / 8 + 1) / 2, 1, 1])
+  np.testing.assert_allclose(scaling.stretch(rates), wanted, rtol=1e-12)
+
+
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
   rng = np.random.default_rng(0)
   q, k = rng.normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
   def score(query_position: int, key_position: int) -> float:
     turned = [
-      layers.rotate(
+      rotary.rotate(
         x,
-        layers.rotary_tables(
-          jnp.array([[position]]), head_dim=8, base=10_000.0
-        ),
+        rotary.tables(jnp.array([[position]]), head_dim=8, base=10_000.0),
       )
       for x, position in ((q, query_position), (k, key_position))
     ]

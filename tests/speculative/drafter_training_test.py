@@ -15,7 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding
 from efficient_llm.models import transformer
-from efficient_llm.speculative import drafter, drafter_training
+from efficient_llm.models.huggingface import shards
+from efficient_llm.speculative import drafter, drafter_training, eagle
 from efficient_llm.training import (
   checkpoint,
   loop,
@@ -75,6 +76,26 @@ def _config(
 def whole(folder: pathlib.Path) -> loop.Outcome:
   config = _config(folder / 'target')
   return drafter_training.train(config, workdir=folder / 'whole')
+
+
+def test_a_run_of_eagles_form_learns_and_is_exported(
+  folder: pathlib.Path, whole: loop.Outcome
+) -> None:
+  config = _config(folder / 'target', form='eagle')
+  outcome = drafter_training.train(config, workdir=folder / 'eagle')
+  records = metrics.read_metrics(folder / 'eagle', kind='train')
+  assert records[-1]['loss'] < records[0]['loss']
+  assert drafter_training.is_run(folder / 'eagle')
+  assert not drafter_training.is_run(folder / 'target')
+  eagle.export_run(folder / 'eagle', folder / 'out', engine='vllm')
+  stored = shards.open_folder(folder / 'out')
+  kernel = np.asarray(outcome.state.params['fc']['kernel'])
+  fc = stored['fc.weight']
+  np.testing.assert_array_equal(
+    fc.read(0, fc.shape[0]), kernel.reshape(-1, kernel.shape[-1]).T
+  )
+  with pytest.raises(ValueError, match="must be of the form 'eagle'"):
+    eagle.export_run(folder / 'whole', folder / 'not', engine='sglang')
 
 
 def _result(workdir: pathlib.Path) -> dict[str, Any]:

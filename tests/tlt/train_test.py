@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from efficient_llm import optimizer
+from efficient_llm.models.huggingface import shards
 from efficient_llm.speculative import (
   drafter_training,
+  eagle,
   target_run,
 )
 from efficient_llm.tlt import (
@@ -27,7 +29,12 @@ from efficient_llm.tlt import (
 )
 from efficient_llm.tlt import start as start_lib
 from efficient_llm.tlt.config import TltConfig
-from efficient_llm.training import checkpoint, metrics
+from efficient_llm.training import (
+  checkpoint,
+  interchange,
+  metrics,
+  trained_run,
+)
 from tests.tlt import small_run
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
@@ -267,6 +274,51 @@ def test_a_run_goes_on_from_policy_and_drafter_of_another(
   assert begun.target.step == 3
   saved = drafter_training.load(whole_run / 'drafter').params
   jax.tree.map(np.testing.assert_array_equal, begun.drafter_params, saved)
+
+
+def _exported(whole_run: pathlib.Path, folder: pathlib.Path) -> str:
+  """The model of a run as a folder of transformers."""
+  run = trained_run.find(whole_run / 'supervised', name='run')
+  interchange.export_run(run, folder)
+  return f'hf:{folder}'
+
+
+def test_a_run_begins_with_a_folder_of_transformers(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = small_run.config(
+    checkpoint=_exported(whole_run, tmp_path / 'theirs'),
+    loop=small_run.loop_config(1, every=1),
+  )
+  rollout = dataclasses.replace(config.rollout, speculation='off')
+  config = dataclasses.replace(config, rollout=rollout)
+  assert train.train(config, workdir=tmp_path / 'run').stopped_by is None
+  interchange.export_run(target_run.find(tmp_path / 'run'), tmp_path / 'ours')
+  policy = trained_run.find(f'hf:{tmp_path / "ours"}', name='policy')
+  assert policy.has_tokenizer
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    policy.restore_params(None),
+    target_run.find(tmp_path / 'run').restore_params(None),
+  )
+
+
+@pytest.mark.slow
+def test_a_drafter_of_eagles_form_learns_in_idle_time_and_is_exported(
+  whole_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  config = small_run.config(
+    checkpoint=_exported(whole_run, tmp_path / 'theirs')
+  )
+  warmup = dataclasses.replace(config.warmup, form='eagle')
+  config = dataclasses.replace(config, warmup=warmup)
+  assert train.train(config, workdir=tmp_path / 'run').stopped_by is None
+  lines = metrics.read_metrics(tmp_path / 'run', kind='train')
+  assert [line['drafter_steps'] for line in lines] == [1, 1, 1]
+  eagle.export_run(
+    tmp_path / 'run' / 'drafter', tmp_path / 'ours', engine='vllm'
+  )
+  assert 'fc.weight' in shards.open_folder(tmp_path / 'ours')
 
 
 def _with_rounds(config: TltConfig, num_steps: int) -> TltConfig:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,6 +103,23 @@ class Checkpoint:
         )
     return rules.nest(read)
 
+  def open_param(self, path: str) -> Callable[[int | None], np.ndarray]:
+    """A function that reads one parameter, or a layer of it, as float32.
+
+    Args:
+      path: As `rules.flatten` names it.
+    """
+    placed = self.placed[path]
+    shape = rules.flatten(transformer.abstract_params(self.model))[path].shape
+
+    def read(layer: int | None) -> np.ndarray:
+      if placed.num_layers is None or layer is None:
+        return self._slice(path, shape, (slice(None),) * len(shape))
+      index = (slice(layer, layer + 1), *[slice(None)] * (len(shape) - 1))
+      return self._slice(path, shape, index)[0]
+
+    return read
+
   def _slice(self, path: str, shape: tuple[int, ...], index: Any) -> np.ndarray:
     """A slice of a parameter, in memory that XLA can take over."""
     placed = self.placed[path]
@@ -126,10 +143,10 @@ class Checkpoint:
     index: Sequence[slice],
   ) -> None:
     """Reads a slice of one tensor into `values`, piece by piece."""
-    tensor, view = self.tensors[name], placed.view
+    tensor = self.tensors[name].without_ones(placed.rule.num_ones)
+    view = placed.view
     first, *rest = placed.cut(index)
-    # Seen with the axes in the tensor's order.
-    values = values.transpose(np.argsort(placed.turn()))
+    values = placed.as_stored(values)
     if isinstance(first, int):
       values, first = values[None], slice(first, first + 1)
     rows = tensor.shape[0] // view[0]
@@ -156,7 +173,7 @@ def open_checkpoint(folder: str | pathlib.Path) -> Checkpoint:
   if not folder.is_dir():
     raise ValueError(f'{folder} must be a folder; choose another.')
   of, model, document = families.read(folder)
-  placed = rules.place(of.table, model)
+  placed = families.place(of, model)
   tensors = _by_current_name(folder, of, shards.open_folder(folder))
   wanted = rules.shapes(placed)
   tensors = _without_copies(folder, of, tensors, wanted)

@@ -5,8 +5,17 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from efficient_llm.models import transformer
 from efficient_llm.models.config import TransformerConfig
-from efficient_llm.models.huggingface import bert, family, gpt2, llama, shards
+from efficient_llm.models.huggingface import (
+  bert,
+  family,
+  gpt2,
+  llama,
+  rules,
+  shards,
+  vision,
+)
 
 FAMILIES = {
   one.model_type: one
@@ -17,6 +26,8 @@ FAMILIES = {
     llama.LLAMA,
     llama.QWEN2,
     llama.QWEN3,
+    vision.DEIT,
+    vision.CAIT,
   )
 }
 CONFIG = 'config.json'
@@ -50,15 +61,34 @@ def read(
   return *parse(document, path=str(path)), document
 
 
+def kind_of(document: Mapping[str, Any]) -> str | None:
+  """What a config.json calls its family; timm has it before a size.
+
+  Args:
+    document: Of any content.
+  """
+  kind = document.get('model_type')
+  if kind is None and isinstance(document.get('architecture'), str):
+    return document['architecture'].partition('_')[0]
+  return kind if isinstance(kind, str) else None
+
+
 def parse(
   document: Mapping[str, Any], *, path: str
 ) -> tuple[family.Family, TransformerConfig]:
   """Takes a config.json apart; see `read`."""
   settings = family.Settings(document, path)
-  kind = document.get('model_type')
-  if not isinstance(kind, str) or kind not in FAMILIES:
-    raise settings.refusal('model_type', f'one of {", ".join(FAMILIES)}')
+  kind = kind_of(document)
+  if kind not in FAMILIES:
+    key = 'model_type' if 'model_type' in document else 'architecture'
+    raise settings.refusal(key, f'one of {", ".join(FAMILIES)}')
   found = FAMILIES[kind]
+  if found.library == 'timm' and not isinstance(
+    document.get('architecture'), str
+  ):
+    raise settings.refusal(
+      'architecture', "one of timm's, as transformers has other names"
+    )
   if document.get('quantization_config') is not None:
     raise settings.refusal('quantization_config', 'left out')
   if document.get('auto_map') is not None:
@@ -79,6 +109,19 @@ def parse(
   return found, model
 
 
+def place(
+  of: family.Family, config: TransformerConfig
+) -> dict[str, rules.Placed]:
+  """The rules of a family for a model; see `rules.place`."""
+  side = config.patch_size or 0
+  return rules.place(
+    of.table,
+    transformer.logical_axes(config),
+    config.sizes,
+    pixels=(side, side, config.image_channels),
+  )
+
+
 def choose(config: TransformerConfig, *, name: str | None = None) -> str:
   """The family whose models are such ones.
 
@@ -88,11 +131,6 @@ def choose(config: TransformerConfig, *, name: str | None = None) -> str:
   Raises:
     ValueError: If no family has such a model; says what does not fit.
   """
-  if config.reads_images:
-    raise ValueError(
-      f'model.patch_size={config.patch_size} is of a model of images, which no '
-      'family here has; take a model of text.'
-    )
   if name is None:
     name = _likely(config)
   if name not in FAMILIES:
@@ -106,12 +144,20 @@ def choose(config: TransformerConfig, *, name: str | None = None) -> str:
     if ours != theirs and field.name not in _FREE + _SIZES:
       raise ValueError(
         f'model.{field.name} must be {theirs!r} in a model of the family '
-        f'{name}, is {ours!r}; no family of transformers has such a model.'
+        f'{name}, is {ours!r}; no family has such a model.'
+      )
+  for axis, size in config.sizes.items():
+    if back.sizes[axis] != size:
+      raise ValueError(
+        f'The axis {axis} must be {back.sizes[axis]} long in such a model of '
+        f'the family {name}, is {size}; no family has such a model.'
       )
   return name
 
 
 def _likely(config: TransformerConfig) -> str:
+  if config.reads_images:
+    return 'cait' if config.class_layers else 'deit'
   if config.positions == 'rotary':
     if config.qk_norm:
       return 'qwen3'
@@ -136,6 +182,8 @@ def write(
     dtype: Of the stored weights, as torch names it.
     base: A document whose other keys are kept.
   """
+  if of.library == 'timm':
+    return {**(base or {}), **of.write(config)}
   is_bare = not config.causal and not config.mlm_head
   architecture = of.architectures[1 if is_bare else 0]
   return {

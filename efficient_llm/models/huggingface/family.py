@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.models.huggingface import rules
@@ -30,7 +30,7 @@ class Family:
   """One family.
 
   Attributes:
-    model_type: As config.json spells it.
+    model_type: As config.json spells it; of timm's how its architectures begin.
     table: Name rules, as a whole model with its head is named.
     prefix: Of all names but the head's; files of the bare model lack it.
     architectures: Classes of transformers that hold such a model, with a head
@@ -43,6 +43,7 @@ class Family:
       values change what the model computes.
     read: config.json -> settings of the stack.
     write: Settings -> what config.json says of them.
+    library: Which one has such models.
   """
 
   model_type: str
@@ -56,6 +57,7 @@ class Family:
   copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
   tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
   refused: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+  library: Literal['transformers', 'timm'] = 'transformers'
 
   def current_name(self, name: str) -> str | None:
     """What the table calls a tensor of a file; None where it is ignored."""

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, Qwen2 and 2.5, Qwen3 as transformers names them.
+"""Llama 2, 3 and 3.1, Qwen2 and 2.5, Qwen3 as transformers names them.
 
 Source: Touvron et al. 2023, arXiv:2307.09288; Qwen2, arXiv:2407.10671; Qwen3,
 arXiv:2505.09388; names of transformers' LlamaForCausalLM and its kin.
@@ -40,6 +40,7 @@ def _read(config: family.Settings) -> TransformerConfig:
     max_positions=config.count('max_position_embeddings'),
     norm_epsilon=config.number('rms_norm_eps', default=1e-6),
     rotary_base=_rotary_base(config),
+    **_rotary_scaling(config),
     activation=config.activation('hidden_act'),
     bias=bias,
     qkv_bias=qkv_bias,
@@ -51,6 +52,20 @@ def _read(config: family.Settings) -> TransformerConfig:
 
 def _rotary_base(config: family.Settings) -> float:
   """From rope_parameters, or rope_theta as files before 2026 have it."""
+  rope = config.values.get('rope_parameters')
+  if isinstance(rope, Mapping) and 'rope_theta' in rope:
+    inner = family.Settings(rope, f'{config.path}: rope_parameters')
+    return inner.number('rope_theta')
+  return config.number('rope_theta', default=10_000.0)
+
+
+def _rotary_scaling(config: family.Settings) -> dict[str, Any]:
+  """Of Llama 3.1, from rope_parameters or rope_scaling, or none."""
+  if config.values.get('layer_types') is not None and any(
+    kind != 'full_attention' for kind in config.values['layer_types']
+  ):
+    raise config.refusal('layer_types', 'full_attention in every layer')
+  found = []
   for key in ('rope_scaling', 'rope_parameters'):
     rope = config.values.get(key)
     if rope is None:
@@ -59,21 +74,38 @@ def _rotary_base(config: family.Settings) -> float:
       raise config.refusal(key, 'an object')
     kind = rope.get('rope_type', rope.get('type', 'default'))
     share = rope.get('partial_rotary_factor')
-    if kind != 'default' or share not in (None, 1, 1.0):
-      raise config.refusal(key, 'of rope_type default')
-  if config.values.get('layer_types') is not None and any(
-    kind != 'full_attention' for kind in config.values['layer_types']
-  ):
-    raise config.refusal('layer_types', 'full_attention in every layer')
-  rope = config.values.get('rope_parameters')
-  if rope is not None and 'rope_theta' in rope:
-    inner = family.Settings(rope, f'{config.path}: rope_parameters')
-    return inner.number('rope_theta')
-  return config.number('rope_theta', default=10_000.0)
+    if kind not in ('default', 'llama3') or share not in (None, 1, 1.0):
+      raise config.refusal(key, 'of rope_type default or llama3')
+    inner = family.Settings(rope, f'{config.path}: {key}')
+    found.append({} if kind == 'default' else _scaling(inner))
+  if found and found[0] != found[-1]:
+    raise config.refusal('rope_scaling', 'as rope_parameters is')
+  return found[0] if found else {}
+
+
+def _scaling(rope: family.Settings) -> dict[str, Any]:
+  return {
+    'rotary_factor': rope.number('factor'),
+    'rotary_low_factor': rope.number('low_freq_factor'),
+    'rotary_high_factor': rope.number('high_freq_factor'),
+    'rotary_original_positions': rope.count('original_max_position_embeddings'),
+  }
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
   sizes = config.sizes
+  rope: dict[str, Any] = {
+    'rope_type': 'default',
+    'rope_theta': config.rotary_base,
+  }
+  if config.rotary_factor is not None:
+    rope |= {
+      'rope_type': 'llama3',
+      'factor': config.rotary_factor,
+      'low_freq_factor': config.rotary_low_factor,
+      'high_freq_factor': config.rotary_high_factor,
+      'original_max_position_embeddings': config.rotary_original_positions,
+    }
   return {
     'vocab_size': config.vocab_size,
     'num_hidden_layers': config.num_layers,
@@ -86,11 +118,8 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
     'rms_norm_eps': config.norm_epsilon,
     # Both spellings, so that old and new readers find it.
     'rope_theta': config.rotary_base,
-    'rope_parameters': {
-      'rope_type': 'default',
-      'rope_theta': config.rotary_base,
-    },
-    'rope_scaling': None,
+    'rope_parameters': rope,
+    'rope_scaling': None if config.rotary_factor is None else rope,
     'hidden_act': family.NAMES[config.activation],
     'tie_word_embeddings': config.tie_embeddings,
     'initializer_range': config.init_std or 0.02,

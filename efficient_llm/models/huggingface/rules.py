@@ -11,15 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
-from efficient_llm.models import transformer
-from efficient_llm.models.config import TransformerConfig
+from efficient_llm import typing
 
 LAYER = '{layer}'
 
 # How a tensor lies: 'as_is' inputs first, as our parameters (tables, Conv1D);
-# 'transposed' outputs first (torch's Linear).
-Layout = Literal['as_is', 'transposed']
+# 'transposed' outputs first (torch's Linear); 'patches' outputs first, then
+# channel, row and column of a pixel (torch's Conv2d), which for us are one axis
+# of rows, columns and channels.
+Layout = Literal['as_is', 'transposed', 'patches']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Rule:
     layout: How the tensor lies.
     part: Which of how many equal parts of the outputs it is, where one tensor
       holds several parameters (GPT-2's c_attn).
+    num_ones: Axes of length one that it begins with.
   """
 
   tensor: str
   leaf: str
   layout: Layout = 'as_is'
   part: tuple[int, int] = (0, 1)
+  num_ones: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Placed:
 
   Attributes:
     rule: The rule.
-    inputs: Sizes of the parameter's input axes.
+    inputs: Sizes of the parameter's input axes; of 'patches' rows, columns and
+      channels.
     outputs: Sizes of its output axes.
     num_layers: How many are stacked along the parameter's first axis; None for
       one outside the layers.
@@ -59,14 +64,17 @@ class Placed:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of the tensor in the checkpoint: a matrix, or a vector of outputs."""
+    """Of the tensor in the checkpoint: mostly a matrix or a vector."""
+    ones = (1,) * self.rule.num_ones
+    if self.rule.layout == 'patches':
+      return ones + self.view
     columns = math.prod(self.outputs) * self.rule.part[1]
     if not self.inputs:
-      return (columns,)
+      return (*ones, columns)
     rows = math.prod(self.inputs)
     if self.rule.layout == 'transposed':
-      return (columns, rows)
-    return (rows, columns)
+      return (*ones, columns, rows)
+    return (*ones, rows, columns)
 
   @property
   def view(self) -> tuple[int, ...]:
@@ -74,6 +82,8 @@ class Placed:
     outputs = self.outputs
     if self.rule.part[1] > 1:
       outputs = (self.rule.part[1], *outputs)
+    if self.rule.layout == 'patches':
+      return outputs + self.inputs[-1:] + self.inputs[:-1]
     if self.rule.layout == 'transposed':
       return outputs + self.inputs
     return self.inputs + outputs
@@ -95,50 +105,80 @@ class Placed:
 
     Args:
       index: Of each input axis, then of each output axis.
+    Raises:
+      ValueError: If pixels would be cut, which lie otherwise in the tensor.
     """
-    inputs = tuple(index[: len(self.inputs)])
-    outputs: tuple[slice | int, ...] = tuple(index[len(self.inputs) :])
+    num_inputs = len(self.inputs)
+    if self.rule.layout == 'patches':
+      pixels, *index = index
+      if (pixels.start or 0, pixels.stop) not in (
+        (0, None),
+        (0, math.prod(self.inputs)),
+      ):
+        raise ValueError(
+          f'{self.rule.leaf} must not be sharded by pixels; choose another '
+          'mesh or rule.'
+        )
+      index = [slice(None)] * num_inputs + list(index)
+    inputs = tuple(index[:num_inputs])
+    outputs: tuple[slice | int, ...] = tuple(index[num_inputs:])
     if self.rule.part[1] > 1:
       outputs = (self.rule.part[0], *outputs)
-    if self.rule.layout == 'transposed':
-      return outputs + inputs
-    return inputs + outputs
+    return inputs + outputs if self.rule.layout == 'as_is' else outputs + inputs
 
   def turn(self) -> tuple[int, ...]:
     """The order of axes that makes the cut a slice of the parameter."""
     num_inputs, num_outputs = len(self.inputs), len(self.outputs)
-    if self.rule.layout == 'transposed':
-      return (
-        *range(num_outputs, num_outputs + num_inputs),
-        *range(num_outputs),
-      )
-    return tuple(range(num_inputs + num_outputs))
+    inputs = list(range(num_outputs, num_outputs + num_inputs))
+    if self.rule.layout == 'as_is':
+      return tuple(range(num_inputs + num_outputs))
+    if self.rule.layout == 'patches':
+      inputs = inputs[1:] + inputs[:1]
+    return (*inputs, *range(num_outputs))
+
+  def as_stored(self, values: np.ndarray) -> np.ndarray:
+    """A slice of the parameter, seen with its axes in the cut's order.
+
+    Args:
+      values: One layer's, contiguous, so that writing to the result writes
+        there.
+    """
+    if self.rule.layout == 'patches':
+      values = values.reshape(*self.inputs, *values.shape[1:])
+    return values.transpose(np.argsort(self.turn()))
 
 
 def place(
-  rules: Sequence[Rule], config: TransformerConfig
+  rules: Sequence[Rule],
+  axes: typing.PyTree,
+  sizes: Mapping[str, int],
+  *,
+  pixels: tuple[int, ...] = (),
 ) -> dict[str, Placed]:
   """The rules that a model needs, by parameter.
 
   Args:
     rules: A family's table; what the model has no parameter for is left out.
-    config: The model.
+    axes: The model's `logical_axes`.
+    sizes: Length of every named axis.
+    pixels: Rows, columns and channels of a patch, where there are patches.
   Raises:
     ValueError: If the table lacks one of the model's parameters.
   """
-  axes = flatten(transformer.logical_axes(config))
+  named = flatten(axes)
   placed = {}
   for rule in rules:
-    if rule.leaf not in axes:
+    if rule.leaf not in named:
       continue
-    leaf = axes[rule.leaf]
+    leaf = named[rule.leaf]
+    inputs = tuple(sizes[name] for name in leaf.inputs)
     placed[rule.leaf] = Placed(
       rule,
-      tuple(config.sizes[name] for name in leaf.inputs),
-      tuple(config.sizes[name] for name in leaf.outputs),
-      config.num_layers if leaf.stack else None,
+      pixels if rule.layout == 'patches' else inputs,
+      tuple(sizes[name] for name in leaf.outputs),
+      sizes[leaf.stack[0]] if leaf.stack else None,
     )
-  if missing := sorted(set(axes) - set(placed)):
+  if missing := sorted(set(named) - set(placed)):
     raise ValueError(
       f'The family must have a place for {missing[0]}; choose another family.'
     )
@@ -146,22 +186,29 @@ def place(
 
 
 def shapes(placed: Mapping[str, Placed]) -> dict[str, tuple[int, ...]]:
-  """Shape of every tensor by name, the layers in their order behind the rest.
+  """Shape of every tensor by name, parameter by parameter.
 
   Args:
     placed: From `place`.
   """
-  outside: dict[str, tuple[int, ...]] = {}
-  layers: dict[int, dict[str, tuple[int, ...]]] = {}
-  for one in placed.values():
-    if one.num_layers is None:
-      outside[one.rule.tensor] = one.shape
-      continue
+  return {name: one.shape for one in placed.values() for name in one.tensors()}
+
+
+def makers(
+  placed: Mapping[str, Placed],
+) -> dict[str, list[tuple[str, int | None]]]:
+  """The parameters, and the layer of them, that each tensor holds.
+
+  Args:
+    placed: From `place`.
+  """
+  found: dict[str, list[tuple[str, int | None]]] = {}
+  for path, one in placed.items():
     for layer, name in enumerate(one.tensors()):
-      layers.setdefault(layer, {})[name] = one.shape
-  for layer in sorted(layers):
-    outside |= layers[layer]
-  return outside
+      found.setdefault(name, []).append(
+        (path, None if one.num_layers is None else layer)
+      )
+  return found
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class Tensor:
   def dtype(self) -> str:
     return self.entry.dtype
 
+  def without_ones(self, num_ones: int) -> 'Tensor':
+    """The same bytes, seen without so many axes of length one in front."""
+    entry = dataclasses.replace(self.entry, shape=self.shape[num_ones:])
+    return Tensor(self.path, entry)
+
   def read(self, start: int, stop: int) -> np.ndarray:
     """Rows from `start` to before `stop`, as they are stored."""
     return safetensors_file.read_rows(self.path, self.entry, start, stop)

@@ -1,4 +1,4 @@
-"""Compares a model of ours with what transformers makes of a folder."""
+"""Compares a model of ours with what transformers or timm makes of a folder."""
 
 import dataclasses
 import importlib
@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from efficient_llm.models import transformer
+from efficient_llm.models import transformer, vision
 from efficient_llm.models.config import TransformerConfig
-from efficient_llm.models.huggingface import families
+from efficient_llm.models.huggingface import families, shards
 from efficient_llm.typing import Params
 
 
@@ -37,7 +37,7 @@ def compare(
   num_rows: int = 4,
   num_tokens: int = 64,
 ) -> Agreement:
-  """Runs both on random tokens; of a model without a head the hidden states.
+  """Runs both on random inputs; of a model without a head the hidden states.
 
   Args:
     config: Our model.
@@ -46,22 +46,16 @@ def compare(
     num_rows: Sequences.
     num_tokens: Of each, or fewer where the model has fewer positions.
   Raises:
-    ValueError: If transformers or PyTorch is not installed.
+    ValueError: If the other library or PyTorch is not installed.
   """
-  num_tokens = min(num_tokens, config.max_positions)
-  rng = np.random.default_rng(0)
-  # The lowest numbers may be padding, of which RoBERTa counts no position.
-  tokens = rng.integers(
-    min(4, config.vocab_size - 1),
-    config.vocab_size,
-    (num_rows, num_tokens),
-    np.int32,
-  )
-  theirs = run_peer(folder, tokens)
+  inputs = random_inputs(config, num_rows=num_rows, num_tokens=num_tokens)
+  theirs = run_peer(folder, inputs)
   exact = dataclasses.replace(
     config, dtype='float32', attention_implementation='xla'
   )
-  output = transformer.apply(exact, params, jnp.asarray(tokens))
+  output = transformer.apply(exact, params, jnp.asarray(inputs))
+  if config.reads_images:
+    theirs = theirs[:, None]
   # Without a head ours repeats the table, which theirs leaves out.
   of_logits = theirs.shape[-1] == config.vocab_size
   ours = np.asarray(output.logits if of_logits else output.hidden)
@@ -72,11 +66,47 @@ def compare(
   )
 
 
-def run_peer(folder: str | pathlib.Path, tokens: np.ndarray) -> np.ndarray:
-  """Logits (or hidden states) of transformers' model, in float32."""
-  torch = _library('torch')
+def random_inputs(
+  config: TransformerConfig, *, num_rows: int, num_tokens: int
+) -> np.ndarray:
+  """Tokens [B, T], or the bytes of images [B, Y, X, C].
+
+  Args:
+    config: The model.
+    num_rows: B.
+    num_tokens: T, or fewer where the model has fewer positions.
+  """
+  rng = np.random.default_rng(0)
+  if config.image_size is not None:
+    side, channels = config.image_size, config.image_channels
+    return rng.integers(0, 256, (num_rows, side, side, channels), np.uint8)
+  # The lowest numbers may be padding, of which RoBERTa counts no position.
+  return rng.integers(
+    min(4, config.vocab_size - 1),
+    config.vocab_size,
+    (num_rows, min(num_tokens, config.max_positions)),
+    np.int32,
+  )
+
+
+def run_peer(folder: str | pathlib.Path, inputs: np.ndarray) -> np.ndarray:
+  """Logits (or hidden states) of the other model, in float32.
+
+  Args:
+    folder: As of `compare`.
+    inputs: From `random_inputs`.
+  """
+  torch, model = _library('torch'), load_peer(folder)
+  of, config, _ = families.read(pathlib.Path(folder))
   with torch.inference_mode():
-    output = load_peer(folder)(torch.tensor(tokens, dtype=torch.long))
+    if of.library == 'timm':
+      mean_C, deviation_C = (
+        np.asarray(colours[: config.image_channels], np.float32)
+        for colours in vision.NORMS[config.image_norm]
+      )
+      images = (inputs.astype(np.float32) / 255 - mean_C) / deviation_C
+      return model(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    output = model(torch.tensor(inputs, dtype=torch.long))
   for name in ('logits', 'prediction_logits', 'last_hidden_state'):
     if hasattr(output, name):
       return getattr(output, name).numpy()
@@ -84,10 +114,20 @@ def run_peer(folder: str | pathlib.Path, tokens: np.ndarray) -> np.ndarray:
 
 
 def load_peer(folder: str | pathlib.Path) -> Any:
-  """The model of a folder as transformers loads it, in float32."""
-  torch, library = _library('torch'), _library('transformers')
+  """The model of a folder as its own library loads it, in float32."""
   folder = pathlib.Path(folder)
   of, _, document = families.read(folder)
+  torch, library = _library('torch'), _library(of.library)
+  if of.library == 'timm':
+    # By a name of our table; the folder chooses sizes and no code.
+    settings = {'num_classes': document['num_classes']}
+    settings |= document.get('model_args', {})
+    model = library.create_model(document['architecture'], **settings)
+    load_file, state = _library('safetensors.torch').load_file, {}
+    for path in shards.files(shards.open_folder(folder)):
+      state |= load_file(path)
+    model.load_state_dict(state)
+    return model.float().eval()
   # One of a list of ours, so that the folder does not choose what is run.
   name = (document.get('architectures') or [of.architectures[0]])[0]
   model = getattr(library, name).from_pretrained(
@@ -105,5 +145,6 @@ def _library(name: str) -> Any:
     return importlib.import_module(name)
   except ImportError as error:
     raise ValueError(
-      f"--verify needs {name}; install the extras 'hf' and 'torch'."
+      f"--verify needs {name}; install the extras 'hf' and 'torch', of images "
+      "'timm' and 'torch'."
     ) from error

@@ -38,6 +38,14 @@ _DECODER = {
   'rope_theta': 100.0,
   'hidden_act': 'silu',
 }
+# Long waves of these few tokens.
+STRETCHED = {
+  'rope_type': 'llama3',
+  'factor': 8.0,
+  'low_freq_factor': 0.2,
+  'high_freq_factor': 0.5,
+  'original_max_position_embeddings': 4,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
   'gpt2': {
     'model_type': 'gpt2',
@@ -211,7 +219,11 @@ def bfloat16(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def logits(
-  name: str, tensors: Mapping[str, np.ndarray], tokens_T: np.ndarray
+  name: str,
+  tensors: Mapping[str, np.ndarray],
+  tokens_T: np.ndarray,
+  *,
+  stretched: bool = False,
 ) -> np.ndarray:
   """What the model of a family says of one sequence, [T, V]."""
   w = {key: np.asarray(value, np.float64) for key, value in tensors.items()}
@@ -219,7 +231,7 @@ def logits(
     return _gpt2(w, tokens_T)
   if name in ('bert', 'roberta'):
     return _encoder(name, w, tokens_T)
-  return _decoder(name, w, tokens_T)
+  return _decoder(name, w, tokens_T, stretched=stretched)
 
 
 def _layer_norm(w: Any, name: str, x: np.ndarray) -> np.ndarray:
@@ -301,15 +313,25 @@ def _encoder(name: str, w: Any, tokens_T: np.ndarray) -> np.ndarray:
   return x @ words.T + w['lm_head.bias']
 
 
-def _rotate(x_TNH: np.ndarray) -> np.ndarray:
+def _rotate(x_TNH: np.ndarray, *, stretched: bool) -> np.ndarray:
   half = x_TNH.shape[-1] // 2
-  angles = np.arange(len(x_TNH))[:, None] * 100.0 ** (-np.arange(half) / half)
+  rates = 100.0 ** (-np.arange(half) / half)
+  for i in range(half if stretched else 0):
+    waves = 4 * rates[i] / (2 * math.pi)
+    if waves < 0.2:
+      rates[i] /= 8.0
+    elif waves < 0.5:
+      smooth = (waves - 0.2) / 0.3
+      rates[i] = (1 - smooth) * rates[i] / 8.0 + smooth * rates[i]
+  angles = np.arange(len(x_TNH))[:, None] * rates
   cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
   a, b = x_TNH[..., :half], x_TNH[..., half:]
   return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def _decoder(name: str, w: Any, tokens_T: np.ndarray) -> np.ndarray:
+def _decoder(
+  name: str, w: Any, tokens_T: np.ndarray, *, stretched: bool
+) -> np.ndarray:
   x = w['model.embed_tokens.weight'][tokens_T]
   for layer in range(2):
     h = f'model.layers.{layer}.'
@@ -323,7 +345,7 @@ def _decoder(name: str, w: Any, tokens_T: np.ndarray) -> np.ndarray:
       z = z.reshape(len(tokens_T), -1, 6)
       if name == 'qwen3' and part != 'v':
         z = _rms_norm(w, f'{h}self_attn.{part}_norm', z)
-      heads.append(z if part == 'v' else _rotate(z))
+      heads.append(z if part == 'v' else _rotate(z, stretched=stretched))
     y = _attend(heads[0], heads[1], heads[2], causal=True)
     x = x + y @ w[f'{h}self_attn.o_proj.weight'].T
     y = _rms_norm(w, f'{h}post_attention_layernorm', x)

@@ -67,6 +67,22 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
       'rms_norm_eps': 1e-5,
     },
   ),
+  'llama_3_1': (
+    'LlamaForCausalLM',
+    'LlamaConfig',
+    {
+      **_LLAMA,
+      # The tokens below go beyond the original eight positions.
+      'rope_parameters': {
+        'rope_type': 'llama3',
+        'rope_theta': 100.0,
+        'factor': 4.0,
+        'low_freq_factor': 0.2,
+        'high_freq_factor': 0.5,
+        'original_max_position_embeddings': 8,
+      },
+    },
+  ),
   'llama_biased': (
     'LlamaForCausalLM',
     'LlamaConfig',
