@@ -98,6 +98,24 @@ class RolloutConfig:
       )
     sampling.validate()
     self.strategy.validate()
+    shapes = [
+      shape
+      for entry in self.strategy.arms
+      for shape in strategy_config.parse_shapes(entry)
+    ]
+    # Found here and not when answering begins, after the stages before it.
+    for speculation, kind, mark in (
+      ('learned', 'copied', 'c'),
+      ('ngram', 'sampled', 's'),
+    ):
+      if self.speculation == speculation and any(
+        getattr(shape, kind) for shape in shapes
+      ):
+        raise ValueError(
+          f'rollout.speculation={speculation!r} drafts nothing {kind}, and '
+          f'rollout.strategy.arms={self.strategy.arms} do; leave out what ends '
+          f"in {mark!r}, or set rollout.speculation='union'."
+        )
 
   @property
   def is_partial(self) -> bool:

@@ -20,6 +20,7 @@ from efficient_llm.models.huggingface import shards
 from efficient_llm.speculative import (
   drafter_training,
   eagle,
+  strategy_config,
   target_run,
 )
 from efficient_llm.tlt import (
@@ -133,6 +134,21 @@ def test_plain_decoding_beside_it_is_measured_and_changes_nothing(
   assert (
     'Speed against plain decoding' in (tmp_path / 'report.html').read_text()
   )
+
+
+@pytest.mark.parametrize(
+  ('speculation', 'arm', 'kind'),
+  [('learned', '3_1_4c', 'copied'), ('ngram', '3_1_4s', 'sampled')],
+)
+def test_drafts_that_speculation_cannot_make_are_refused_at_once(
+  speculation: Any, arm: str, kind: str
+) -> None:
+  strategy = strategy_config.StrategyConfig(arms=(arm,), thresholds=(1,))
+  rollout = dataclasses.replace(
+    small_run.config().rollout, speculation=speculation, strategy=strategy
+  )
+  with pytest.raises(ValueError, match=f'drafts nothing {kind}'):
+    small_run.config(rollout=rollout).validate()
 
 
 @pytest.mark.parametrize(
