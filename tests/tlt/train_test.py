@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 
 from efficient_llm import optimizer
-from efficient_llm.models.huggingface import shards
 from efficient_llm.speculative import (
   drafter_training,
-  eagle,
   strategy_config,
   target_run,
 )
@@ -317,24 +315,6 @@ def test_a_run_begins_with_a_folder_of_transformers(
     policy.restore_params(None),
     target_run.find(tmp_path / 'run').restore_params(None),
   )
-
-
-@pytest.mark.slow
-def test_a_drafter_of_eagles_form_learns_in_idle_time_and_is_exported(
-  whole_run: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-  config = small_run.config(
-    checkpoint=_exported(whole_run, tmp_path / 'theirs')
-  )
-  warmup = dataclasses.replace(config.warmup, form='eagle')
-  config = dataclasses.replace(config, warmup=warmup)
-  assert train.train(config, workdir=tmp_path / 'run').stopped_by is None
-  lines = metrics.read_metrics(tmp_path / 'run', kind='train')
-  assert [line['drafter_steps'] for line in lines] == [1, 1, 1]
-  eagle.export_run(
-    tmp_path / 'run' / 'drafter', tmp_path / 'ours', engine='vllm'
-  )
-  assert 'fc.weight' in shards.open_folder(tmp_path / 'ours')
 
 
 def _with_rounds(config: TltConfig, num_steps: int) -> TltConfig:
