@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from efficient_llm import optimizer as optimizer_lib
-from efficient_llm import sharding, typing
+from efficient_llm import sharding
 from efficient_llm.models import attention, transformer
 from efficient_llm.training import (
   batch_layout,
@@ -30,6 +30,7 @@ from efficient_llm.training import (
   trained_run,
 )
 from efficient_llm.training import loop as loop_lib
+from efficient_llm.training import program as program_lib
 from efficient_llm.training import state as state_lib
 from efficient_llm.training.config import PretrainConfig
 
@@ -43,28 +44,8 @@ __all__ = [
   'train',
 ]
 
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """The compiled-on-first-use functions of a run and what they work on.
-
-  Attributes:
-    mesh: The device mesh; calls happen inside `jax.set_mesh(mesh)`.
-    train_step: (state, batch) -> (state, metrics), donating the state.
-    eval_step: (params, batch) -> Loss.
-    init_state: Makes the state of step 0, already sharded.
-    abstract_state: Shapes, dtypes and shardings of the state.
-    abstract_batch: The same for a batch.
-    batch_sharding: Where a batch's rows lie.
-  """
-
-  mesh: Mesh
-  train_step: step.TrainStep
-  eval_step: step.EvalStep
-  init_state: Callable[[], state_lib.TrainState]
-  abstract_state: state_lib.TrainState
-  abstract_batch: Mapping[str, jax.ShapeDtypeStruct]
-  batch_sharding: jax.sharding.NamedSharding
+Parts = program_lib.Parts
+Program = program_lib.Program
 
 
 def build(config: PretrainConfig, mesh: Mesh) -> Program:
@@ -76,46 +57,16 @@ def build(config: PretrainConfig, mesh: Mesh) -> Program:
   Raises:
     ValueError: If the model or the batch does not fit the mesh.
   """
-  parts = make_parts(config, mesh)
-  shapes = jax.eval_shape(parts.init_state, jax.random.key(0))
-  shardings = state_lib.shardings(shapes, parts.axes, mesh)
-  batch_sharding = sharding.batch_sharding(mesh)
-  batch_layout.check_batch_size(
-    config.data.batch_size,
-    batch_sharding,
+  batch = batch_layout.abstract_batch(
+    config.data, sharding.batch_sharding(mesh)
+  )
+  return program_lib.lay_out(
+    make_parts(config, mesh),
+    mesh,
+    batch,
     num_microbatches=config.loop.num_microbatches,
+    seed=config.seed,
   )
-  return Program(
-    mesh=mesh,
-    train_step=step.jit_train_step(parts.train_step, shardings, batch_sharding),
-    eval_step=step.jit_eval_step(
-      parts.eval_loss, shardings.params, batch_sharding
-    ),
-    init_state=functools.partial(
-      jax.jit(parts.init_state, out_shardings=shardings),
-      jax.random.key(config.seed),
-    ),
-    abstract_state=state_lib.abstract(shapes, shardings),
-    abstract_batch=batch_layout.abstract_batch(config.data, batch_sharding),
-    batch_sharding=batch_sharding,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-  """What a program is made of, before it is laid out on a mesh.
-
-  Attributes:
-    axes: Tree of LogicalAxes, one per parameter.
-    init_state: Makes the state of step 0 from a key.
-    train_step: (state, batch) -> (state, metrics).
-    eval_loss: Gives the plain loss for params, batch and key.
-  """
-
-  axes: typing.PyTree
-  init_state: Callable[[jax.Array], state_lib.TrainState]
-  train_step: step.TrainStep
-  eval_loss: objectives.LossFn
 
 
 def make_parts(config: PretrainConfig, mesh: Mesh) -> Parts:
