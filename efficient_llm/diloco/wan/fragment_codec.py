@@ -5,6 +5,7 @@ here runs on the CPU, so that hub and islands of any kind get the same bits.
 """
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,12 @@ Fragment = dict[str, np.ndarray]
 _PARTS = ('codes', 'scales', 'indices')
 # For the header of a message.
 _HEADROOM_BYTES = 4 << 20
+
+# Compiled once for the shapes of a fragment, by all codecs of a process.
+_compress = functools.partial(jax.jit, static_argnames='config')(
+  compression.compress
+)
+_decode = jax.jit(compression.decode_tree)
 
 
 @contextlib.contextmanager
@@ -72,7 +79,7 @@ class Codec:
     """
     with on_cpu():
       encoded, decoded, residual = jax.device_get(
-        compression.compress(delta, residual, self._config)
+        _compress(delta, residual, config=self._config)
       )
     arrays = {}
     for name, leaf in encoded.items():
@@ -108,7 +115,7 @@ class Codec:
       )
     self._check_indices(encoded)
     with on_cpu():
-      return jax.device_get(compression.decode_tree(encoded))
+      return jax.device_get(_decode(encoded))
 
   def _check_indices(self, encoded: Mapping[str, Any]) -> None:
     for name, leaf in encoded.items():
