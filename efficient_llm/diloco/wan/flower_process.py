@@ -50,7 +50,7 @@ from flwr.supernode.cli import flower_supernode
 from flwr.supernode.runtime import run_clientapp
 from starlette.middleware import Middleware
 
-from efficient_llm.diloco.wan import keys, shim
+from efficient_llm.diloco.wan import flower_frames, keys, shim
 
 APP = pathlib.Path(__file__).parent / 'app'
 _FLEET = '/v1/fleet/'
@@ -123,6 +123,8 @@ def main(arguments: Sequence[str]) -> None:
     pause = functools.partial(_pause, float(ask_secs))
     # It has no setting for it.
     start_client_internal.__dict__['time'] = types.SimpleNamespace(sleep=pause)
+    for module in (start_client_internal, run_clientapp):
+      flower_frames.fetch_promptly(module)
     threading.Thread(target=_work, args=(address,), daemon=True).start()
     flower_supernode()
   else:

@@ -49,7 +49,7 @@ class Codec:
     config: compression.CompressionConfig,
     shapes_P: Sequence[Mapping[str, tuple[int, ...]]],
   ):
-    self._config = config
+    self._config, self._shapes_P = config, list(shapes_P)
     self._encoded_P = [
       {
         name: jax.eval_shape(
@@ -64,6 +64,19 @@ class Codec:
   def num_bytes(self, fragment: int) -> int:
     """Bytes of a fragment's arrays as they are sent."""
     return compression.num_bytes(self._encoded_P[fragment])
+
+  def compile_compress(self) -> None:
+    """Compiles for all fragments, so that no update waits for it."""
+    for shapes in self._shapes_P:
+      nothing = {name: np.zeros(x, np.float32) for name, x in shapes.items()}
+      self.compress(nothing, nothing if self._config.has_residual else None)
+
+  def compile_decode(self) -> None:
+    """Compiles for all fragments, so that no update waits for it."""
+    for encoded in self._encoded_P:
+      nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), encoded)
+      with on_cpu():
+        _decode(nothing)
 
   def compress(
     self, delta: Fragment, residual: Fragment | None

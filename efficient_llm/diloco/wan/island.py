@@ -121,6 +121,7 @@ class Island:
     Raises:
       RefusedError: If the hub does not want this island.
     """
+    self._exchange.compile()
     while not self._is_over(link):
       if self._orders is None:
         continue
