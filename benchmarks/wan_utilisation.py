@@ -44,7 +44,7 @@ import numpy as np
 
 from benchmarks import harness, wan_links, wan_runs, wan_stand_in
 from efficient_llm.diloco import cities
-from efficient_llm.diloco.wan import fragment_codec, keys, shared_model
+from efficient_llm.diloco.wan import fragment_codec, shared_model
 from efficient_llm.models import transformer
 from experiments import flower_programs
 
@@ -163,6 +163,8 @@ class Run:
 
   def _start(self) -> None:
     """Starts all programs and waits until all islands could begin."""
+    from efficient_llm.diloco.wan import keys
+
     self._set_links(self._plan.settings[0])
     folder = self._workdir / 'keys'
     keys.make(folder, hosts=[wan_links.HUB_ADDRESS], islands=self._names)
