@@ -62,7 +62,8 @@ def main(grid: Grid, context: Context) -> None:
   # Written by the launcher, which is the same user.
   task: Task = pickle.loads(path.read_bytes())
   _log_to(task.workdir / 'hub.log')
-  (task.workdir / 'process.txt').write_text(str(os.getpid()))
+  # In one step: who reads it must not find it empty.
+  strict_json.write_atomically(task.workdir / 'process.txt', str(os.getpid()))
   hub: hub_lib.Hub | None = None
   ending: dict[str, Any] = {'state': 'failed', 'reason': 'interrupted'}
   try:
