@@ -32,7 +32,7 @@ from efficient_llm.models import transformer
 from experiments import flower_programs
 
 # Embedding sizes of models of 12.5 M and 100 M float32 parameters.
-_SIZES = {'50_mb': 360, '400_mb': 1020}
+_SIZES = {'50_mb': 360, '400_mb': 1024}
 _ISLANDS = ('a', 'b')
 _ROUNDS, _STEPS = 5, 50
 _PATIENCE_SECS = 900.0
