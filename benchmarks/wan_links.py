@@ -124,13 +124,6 @@ class Rig(contextlib.AbstractContextManager):
     if self._pump is not None:
       self._pump.set_delay(island, half_secs)
 
-  def set_up(self, island: int, is_up: bool) -> None:
-    """Takes a link down, or up again."""
-    for where, device in self._ends(island)[:1]:
-      _ip(where, 'link', 'set', 'dev', device, 'up' if is_up else 'down')
-      if is_up:
-        _ip(where, 'route', 'replace', HUB_ADDRESS, 'dev', device)
-
   def num_bytes(self) -> list[tuple[int, int]]:
     """Sent and received by each island so far, by its network interface."""
     found = []
