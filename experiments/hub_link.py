@@ -116,6 +116,7 @@ class Keeper(contextlib.AbstractContextManager):
     self._target, self._link = target, link
     self._log, self._home = workdir / 'flower.log', workdir / 'flower'
     self._secs = 2 * rounds.poll_secs + rounds.patience_secs
+    self._ask_secs = rounds.ask_secs
     self._stop = threading.Event()
     self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -171,6 +172,7 @@ class Keeper(contextlib.AbstractContextManager):
     return [
       'supernode',
       f'127.0.0.1:{port}',
+      str(self._ask_secs),
       f'--superlink={self._target.hub}',
       f'--root-certificates={self._target.authority}',
       f'--auth-supernode-private-key={self._target.key}',

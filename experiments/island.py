@@ -19,6 +19,7 @@ from absl import flags
 from efficient_llm.data import pipeline
 from efficient_llm.diloco.wan import island as island_lib
 from efficient_llm.diloco.wan import local_link
+from efficient_llm.diloco.wan import trainer as trainer_lib
 from efficient_llm.diloco.wan.config import IslandsConfig
 from efficient_llm.training import datasets, strict_json
 from experiments import exits, flower_programs, hub_link, runner
@@ -53,7 +54,31 @@ def run(config: IslandsConfig, workdir: pathlib.Path) -> int:
   )
   datasets.check_vocabulary(config.model, dataset)
   batches = dataset.iterate(island=_share(values.share))
-  island = island_lib.Island(config, batches)
+  outcome = train(
+    config, trainer_lib.Trainer(config, batches), target, workdir=workdir
+  )
+  text = strict_json.to_json(outcome, indent=2)
+  strict_json.write_atomically(workdir / 'result.json', text + '\n')
+  runner.say(f'Done after {outcome.steps} steps: {workdir / "result.json"}')
+  return exits.DONE
+
+
+def train(
+  config: IslandsConfig,
+  trainer: island_lib.Trainer,
+  target: hub_link.Target,
+  *,
+  workdir: pathlib.Path,
+) -> island_lib.Outcome:
+  """Keeps up a link to the hub and trains until it says stop.
+
+  Args:
+    config: The run.
+    trainer: Makes the steps.
+    target: The hub.
+    workdir: For the link's log and files.
+  """
+  island = island_lib.Island(config, trainer)
   with (
     tempfile.TemporaryDirectory(prefix='island-') as folder,
     local_link.LocalLink(
@@ -63,11 +88,7 @@ def run(config: IslandsConfig, workdir: pathlib.Path) -> int:
     ) as link,
     hub_link.Keeper(target, link, workdir=workdir, rounds=config.rounds),
   ):
-    outcome = island.run(link)
-  text = strict_json.to_json(outcome, indent=2)
-  strict_json.write_atomically(workdir / 'result.json', text + '\n')
-  runner.say(f'Done after {outcome.steps} steps: {workdir / "result.json"}')
-  return exits.DONE
+    return island.run(link)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from efficient_llm.diloco import cities as cities_lib
-from efficient_llm.diloco import links, network_exchange
+from efficient_llm.diloco import links, network_exchange, network_regions
 from efficient_llm.diloco.network_config import NetworkConfig, Schedule
 
 _DAY_SECS = 86_400
@@ -65,8 +65,9 @@ class Outcome:
     exchange_secs: Of every exchange, from the first start to the last end.
     wall_secs: Of the run.
     routes: What passed between cities.
-    hub_busy: Share of the run in which the hub's link was full; None without
-      a hub.
+    hub_busy: Share of the run in which the busiest hub's link was full; None
+      without a hub.
+    hub_updates: Updates that this hub takes in an exchange; 0 without a hub.
     shown: Numbers of the islands in `spans`.
     spans: The first rounds of those.
   """
@@ -80,6 +81,7 @@ class Outcome:
   wall_secs: float
   routes: tuple[network_exchange.Route, ...]
   hub_busy: float | None
+  hub_updates: int
   shown: np.ndarray
   spans: tuple[Span, ...]
 
@@ -158,17 +160,7 @@ def simulate(
   """
   config.validate()
   schedule, islands = config.schedule, place(config)
-  network = network_exchange.make(
-    config.schedule.all_reduce,
-    network_exchange.Ends(
-      islands.city, islands.uplink_bits, islands.downlink_bits
-    ),
-    links.Map(islands.cities, config.transport, config.links),
-    config.transport,
-    hub_city=_hub_number(config, islands),
-    hub_bits=1e9 * schedule.hub_gbits,
-    num_bytes=_fragment_bytes(config),
-  )
+  network = _network(config, islands)
   rng = np.random.default_rng([config.seed, 1]) if is_random else None
   shown = _spread_out(islands.step_secs, max_shown)
   clock = np.zeros(len(islands.city))
@@ -198,10 +190,9 @@ def simulate(
   wall_secs = float(clock.max())
   bytes_sent = network.bytes_sent * len(durations)
   hub_busy = None
-  if schedule.all_reduce == 'hub':
-    hub_busy = float(
-      8 * bytes_sent.sum() / (1e9 * schedule.hub_gbits * wall_secs)
-    )
+  if network.hub_updates:
+    num_bytes = network.hub_updates * len(durations) * _fragment_bytes(config)
+    hub_busy = 8 * num_bytes / (1e9 * schedule.hub_gbits * wall_secs)
   return Outcome(
     islands=islands,
     compute_secs=step * secs_per_step,
@@ -212,8 +203,39 @@ def simulate(
     wall_secs=wall_secs,
     routes=network.routes(len(durations), wall_secs),
     hub_busy=hub_busy,
+    hub_updates=network.hub_updates,
     shown=shown,
     spans=tuple(spans),
+  )
+
+
+def _network(
+  config: NetworkConfig, islands: Islands
+) -> network_exchange.Network:
+  """Paths of the islands, as the schedule uses them."""
+  schedule = config.schedule
+  ends = network_exchange.Ends(
+    islands.city, islands.uplink_bits, islands.downlink_bits
+  )
+  world = links.Map(islands.cities, config.transport, config.links)
+  city, bits = _hub_number(config, islands), 1e9 * schedule.hub_gbits
+  if schedule.all_reduce == 'regional_hubs':
+    return network_regions.RegionalHubs(
+      ends,
+      world,
+      config.transport,
+      city=city,
+      bits_per_sec=bits,
+      num_bytes=_fragment_bytes(config),
+    )
+  return network_exchange.make(
+    schedule.all_reduce,
+    ends,
+    world,
+    config.transport,
+    hub_city=city,
+    hub_bits=bits,
+    num_bytes=_fragment_bytes(config),
   )
 
 

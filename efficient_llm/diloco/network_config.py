@@ -60,7 +60,8 @@ class Schedule:
     bits_per_parameter: Sent for each parameter, scales included.
     all_reduce: How updates are averaged.
     hub_city: Where the hub stands; None takes the first city.
-    hub_gbits: Gbit/s of the hub in each direction.
+    hub_gbits: Gbit/s of a hub in each direction.
+    hub_gib: GiB of memory of a hub.
     stragglers: 'wait': all islands take as many steps. 'match': slower
       islands take fewer, so that all are ready together (DyLU,
       arXiv:2401.09135).
@@ -70,9 +71,10 @@ class Schedule:
   num_fragments: int = 1
   overlap_steps: int = 0
   bits_per_parameter: float = 8.0
-  all_reduce: Literal['ring', 'hub'] = 'ring'
+  all_reduce: Literal['ring', 'hub', 'regional_hubs'] = 'ring'
   hub_city: str | None = None
   hub_gbits: float = 10.0
+  hub_gib: float = 64.0
   stragglers: Literal['wait', 'match'] = 'wait'
 
   def validate(self) -> None:
@@ -86,11 +88,10 @@ class Schedule:
         f'schedule.overlap_steps={self.overlap_steps} must not be negative and '
         f'be below schedule.sync_period={self.sync_period}; change one.'
       )
-    if self.bits_per_parameter <= 0 or self.hub_gbits <= 0:
-      raise ValueError(
-        f'schedule.bits_per_parameter={self.bits_per_parameter} and '
-        f'schedule.hub_gbits={self.hub_gbits} must be above 0; change them.'
-      )
+    for name in ('bits_per_parameter', 'hub_gbits', 'hub_gib'):
+      value = getattr(self, name)
+      if value <= 0:
+        raise ValueError(f'schedule.{name}={value} must be above 0; raise it.')
     if self.hub_city is not None:
       cities_lib.find(self.hub_city)
 

@@ -46,10 +46,13 @@ class Network(abc.ABC):
   Attributes:
     bytes_sent: By each island in an exchange.
     bytes_received: By each island in an exchange.
+    hub_updates: Updates that the busiest hub takes in an exchange; 0 without
+      a hub.
   """
 
   bytes_sent: np.ndarray
   bytes_received: np.ndarray
+  hub_updates: int = 0
 
   @abc.abstractmethod
   def exchange(
@@ -191,21 +194,37 @@ class Hub(Network):
     )
     self.bytes_sent = np.full(len(ends.city), num_bytes)
     self.bytes_received = self.bytes_sent
+    self.hub_updates = len(ends.city)
 
   def exchange(
     self, ready: np.ndarray, rng: np.random.Generator | None
   ) -> tuple[np.ndarray, np.ndarray]:
     """Averages an update over all islands; near ones have it sooner."""
+    return ready, self.give(self.collect(ready, rng), rng)
+
+  def collect(
+    self, ready: np.ndarray, rng: np.random.Generator | None
+  ) -> float:
+    """When the hub has all updates, in seconds; arguments as of `exchange`."""
     bits = 8 * self._num_bytes
     delay, rate = links.sample(self._up, self._transport, self._num_bytes, rng)
     alone = (ready + delay + bits / rate).max()
     # From each start on, the hub has those who began then or later to serve.
     behind = bits / self._bits * np.arange(len(ready), 0, -1)
-    has_all = max(alone, (np.sort(ready) + behind).max())
+    return max(alone, (np.sort(ready) + behind).max())
+
+  def give(self, start: float, rng: np.random.Generator | None) -> np.ndarray:
+    """When each island has the average, in seconds.
+
+    Args:
+      start: When the hub begins to send it.
+      rng: Draws delays and losses; None takes the expected ones.
+    """
     delay, rate = links.sample(
       self._down, self._transport, self._num_bytes, rng
     )
-    return ready, has_all + delay + bits / fair_rates(rate, self._bits)
+    bits = 8 * self._num_bytes
+    return start + delay + bits / fair_rates(rate, self._bits)
 
   def routes(self, num_exchanges: int, wall_secs: float) -> tuple[Route, ...]:
     """What passed between cities in so many exchanges."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from efficient_llm.diloco import (
+  hub_limits,
   network,
   network_plots,
   published,
@@ -119,6 +120,7 @@ def write(config: NetworkConfig, *, workdir: pathlib.Path) -> dict[str, Any]:
   result = {
     **summary(config, outcome),
     'options': [dataclasses.asdict(option) for option in choices],
+    'hub_limits': [dataclasses.asdict(x) for x in hub_limits.compare(config)],
     'published': {
       'streaming_table': _table_figures(cells),
       'checks': [dataclasses.asdict(check) for check in checks],
@@ -145,7 +147,6 @@ def _answer(
 ) -> list[sections.Section]:
   secs = _quantiles(outcome.exchange_secs)
   order = np.argsort(outcome.utilization)
-  rank = np.linspace(0, 100, len(order))
   hub = (
     []
     if outcome.hub_busy is None
@@ -182,7 +183,7 @@ def _answer(
       [
         chart.Series(
           'utilisation',
-          rank.tolist(),
+          np.linspace(0, 100, len(order)).tolist(),
           (100 * outcome.utilization[order]).tolist(),
         )
       ],

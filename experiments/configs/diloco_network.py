@@ -5,10 +5,13 @@ Papers:   Douillard et al. 2023, DiLoCo, arXiv:2311.08105; Jaghouar et al. 2024,
 Command:  ./run.sh python -m experiments.diloco_network
           ./run.sh python -m experiments.diloco_network \
               --config=experiments/configs/diloco_network.py:home
+          ./run.sh python -m experiments.diloco_network \
+              --config=experiments/configs/diloco_network.py:thousand
 Hardware: one CPU core
 Time:     5 seconds
 Expected: 82 % for the first, with every exchange waited for, and all with
-          streaming; 84 % for the second
+          streaming; 84 % for the second; what a hub of a thousand devices,
+          phones to nodes of 8 GPUs, runs out of first
 """
 
 from efficient_llm.diloco import links
@@ -22,8 +25,8 @@ _WORLD = ('San Jose', 'Dallas', 'Washington', 'London', 'Frankfurt', 'Tokyo')
 
 
 def get_config(name: str = 'nodes') -> NetworkConfig:
-  """'nodes': 14 nodes of 8 H100; 'home': 1,000 devices of mixed speed."""
-  known = {'nodes': _nodes, 'home': _home}
+  """'nodes': 14 of 8 H100; 'home', 'thousand': 1,000 devices of mixed speed."""
+  known = {'nodes': _nodes, 'home': _home, 'thousand': _thousand}
   if name not in known:
     raise ValueError(f'{name!r} must be one of {", ".join(known)}.')
   return known[name]()
@@ -99,4 +102,48 @@ def _home() -> NetworkConfig:
     ),
     transport=links.Transport(window_mib=4.0),
     num_rounds=10,
+  )
+
+
+def _thousand() -> NetworkConfig:
+  """A model of 150 M parameters on all that there is, through one hub."""
+  everywhere = (*_WORLD, 'Madrid', 'Sao Paulo', 'Mumbai', 'Osaka', 'Sydney')
+
+  def group(
+    name: str, share: float, step_secs: float, up: float, down: float
+  ) -> Group:
+    return Group(
+      name,
+      everywhere,
+      share=share,
+      step_secs=step_secs,
+      step_spread=0.4,
+      tokens_per_step=32_768,
+      uplink_gbits=up,
+      downlink_gbits=down,
+    )
+
+  return NetworkConfig(
+    num_params=150_000_000,
+    islands=1000,
+    # FLOPs of 3e13 a step at a third of each kind's peak, roughly.
+    groups=(
+      group('phone', 0.4, 90.0, 0.02, 0.1),
+      group('laptop', 0.3, 20.0, 0.03, 0.2),
+      group('graphics card', 0.25, 1.5, 0.1, 0.5),
+      group('node of 8 GPUs', 0.05, 0.02, 4.0, 4.0),
+    ),
+    schedule=Schedule(
+      sync_period=100_000,
+      num_fragments=4,
+      overlap_steps=5_000,
+      bits_per_parameter=4.25,
+      all_reduce='hub',
+      hub_city='Washington',
+      hub_gbits=1.0,
+      hub_gib=64.0,
+      stragglers='match',
+    ),
+    transport=links.Transport(window_mib=4.0),
+    num_rounds=4,
   )

@@ -3,8 +3,6 @@
 import json
 import pathlib
 import random
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -16,18 +14,8 @@ import pytest
 from benchmarks import end_to_end as benchmark
 from efficient_llm.end_to_end import line, page, stages, summary
 from efficient_llm.training import task
+from tests import browser
 from tests.end_to_end import tiny_line
-
-_FRAME = """<iframe id="page" src="{page}" style="width:{width}px"></iframe>
-<p id="widths"></p>
-<script>
-const page = document.getElementById('page');
-page.onload = () => {{
-  const root = page.contentDocument.documentElement;
-  document.getElementById('widths').textContent =
-    `widths ${{root.scrollWidth}} ${{root.clientWidth}}`;
-}};
-</script>"""
 
 
 class Stages:
@@ -155,35 +143,5 @@ def test_a_killed_line_ends_with_the_same_report(
     # Self-contained: nothing is fetched.
     assert 'src=' not in text
     assert 'http' not in text.split('<main>')[0]
-  chromium = shutil.which('chromium') or shutil.which('google-chrome')
-  if chromium is None:
-    pytest.skip('The page was not looked at: there is no chromium.')
   for width in (1280, 390):
-    _check_page(chromium, tmp_path / 'whole' / 'report.html', width=width)
-
-
-def _check_page(chromium: str, page: pathlib.Path, *, width: int) -> None:
-  """No message on the console, and nothing wider than the window."""
-  frame = page.with_name(f'frame_{width}.html')
-  frame.write_text(_FRAME.format(page=page.name, width=width))
-  run = subprocess.run(
-    [
-      chromium,
-      '--headless',
-      '--no-sandbox',
-      '--disable-gpu',
-      '--allow-file-access-from-files',
-      '--enable-logging=stderr',
-      '--virtual-time-budget=5000',
-      '--dump-dom',
-      frame.as_uri(),
-    ],
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=True,
-  )
-  assert 'CONSOLE' not in run.stderr
-  found = re.search(r'widths (\d+) (\d+)<', run.stdout)
-  assert found is not None
-  assert int(found[1]) <= int(found[2])
+    browser.check_page(tmp_path / 'whole' / 'report.html', width=width)

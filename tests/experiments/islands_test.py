@@ -10,8 +10,9 @@ from tests import binary, tiny
 pytest.importorskip('flwr', reason='needs the extra [wan]')
 
 
-@pytest.mark.slow
-def test_two_islands_train_with_a_hub(tmp_path: pathlib.Path) -> None:
+def test_two_islands_train_with_a_hub_and_never_wait_for_it(
+  tmp_path: pathlib.Path,
+) -> None:
   text = tiny.write_text(tmp_path / 'text')
   workdir = tmp_path / 'run'
   process = binary.start(
@@ -20,8 +21,9 @@ def test_two_islands_train_with_a_hub(tmp_path: pathlib.Path) -> None:
       f'--workdir={workdir}',
       f'--config.data.path={text}',
       '--config.data.batch_size=2',
-      '--config.loop.num_steps=60',
+      '--config.loop.num_steps=40',
       '--config.sync_period=20',
+      '--config.rounds.ask_secs=0.2',
       '--page=127.0.0.1:0',
     ],
     cache=tmp_path / 'programs',
@@ -30,13 +32,31 @@ def test_two_islands_train_with_a_hub(tmp_path: pathlib.Path) -> None:
   output, errors = process.communicate(timeout=600)
   assert process.returncode == 0, output + errors
   status = json.loads((workdir / 'hub' / 'status.json').read_text())
-  assert status['round'] == status['rounds'] == 6
+  assert status['round'] == status['rounds'] == 4
   assert status['counts']['rounds_lost'] == 0
   assert status['counts']['digest_mismatches'] == 0
   assert status['tokens'] > 0
   for i in range(2):
     result = json.loads((workdir / f'island-{i}' / 'result.json').read_text())
     assert result['steps'] > 0
+    assert result['waiting_secs'] == 0
+  for island in status['islands']:
+    spans = [tuple(span) for span in island['spans']]
+    assert {kind for kind, _, _ in spans} == {'compute', 'sending'}
+    # Encoding and applying take some of the time, and clocks are compared.
+    assert _share_computed(spans) > 0.5
+
+
+def _share_computed(spans: list[tuple[str, float, float]]) -> float:
+  """Share of the time of round trips in which an island computed."""
+  trips = [(start, end) for kind, start, end in spans if kind == 'sending']
+  steps = [(start, end) for kind, start, end in spans if kind == 'compute']
+  both = sum(
+    max(0.0, min(end, stop) - max(start, begin))
+    for start, end in trips
+    for begin, stop in steps
+  )
+  return both / sum(end - start for start, end in trips)
 
 
 def test_an_island_without_a_key_is_told_so_in_one_line(

@@ -32,6 +32,8 @@ class RoundConfig:
     patience_secs: After so long without a sign of an island the hub greets it
       anew; after so long without one of the hub an island trains on alone.
     poll_secs: After so long an island that has nothing to send says so.
+    ask_secs: How often an island asks the hub for a message; what it is told
+      comes half of that later on average.
     match_speeds: Slower islands make fewer steps between two updates, so that
       all send about at once.
     expel_after: Refused updates in a row after which an island has to go; None
@@ -47,6 +49,7 @@ class RoundConfig:
   max_late_rounds: int = 1
   patience_secs: float = 120.0
   poll_secs: float = 60.0
+  ask_secs: float = 3.0
   match_speeds: bool = True
   expel_after: int | None = None
   on_mismatch: Literal['stop', 'expel'] = 'stop'
@@ -59,7 +62,13 @@ class RoundConfig:
         f'rounds.quorum={self.quorum} must be in (0, 1]; 0.5 is half of the '
         'islands.'
       )
-    for name in ('grace_secs', 'deadline_secs', 'patience_secs', 'poll_secs'):
+    for name in (
+      'grace_secs',
+      'deadline_secs',
+      'patience_secs',
+      'poll_secs',
+      'ask_secs',
+    ):
       if not 0 < getattr(self, name) < float('inf'):
         raise ValueError(
           f'rounds.{name}={getattr(self, name)} must be positive; it is in '

@@ -106,6 +106,11 @@ class Exchange:
     self._sent: Sent | None = None
     self._rounds = 0
 
+  def compile(self) -> None:
+    """Compiles what updates and answers need, so that training never waits."""
+    self._up.compile_compress()
+    self._down.compile_decode()
+
   @property
   def awaits_answer(self) -> bool:
     """Whether an update is under way."""

@@ -1,17 +1,18 @@
 """Flower's own programs, as a hub or an island starts them.
 
     python -m efficient_llm.diloco.wan.flower_process superlink FLAGS...
-    python -m efficient_llm.diloco.wan.flower_process supernode OWN FLAGS...
+    python -m efficient_llm.diloco.wan.flower_process supernode OWN ASK FLAGS...
     python -m efficient_llm.diloco.wan.flower_process start KEYS PORT TASK
 
 Around Flower's they put three things. A SuperLink serves the interfaces that
 start programs on the port that islands call: here only the islands' one is open
 to other machines, and no request may be larger than Flower's own. A SuperNode
 starts a process for every message, with the app that the SuperLink sends: here
-it asks the trainer itself, and runs nothing that was sent. And both end when
-who started them does.
+it asks the trainer itself, runs nothing that was sent, and asks the hub for
+messages every ASK seconds. And both end when who started them does.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -19,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,11 +45,12 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
+from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.runtime import run_clientapp
 from starlette.middleware import Middleware
 
-from efficient_llm.diloco.wan import keys, shim
+from efficient_llm.diloco.wan import flower_frames, keys, shim
 
 APP = pathlib.Path(__file__).parent / 'app'
 _FLEET = '/v1/fleet/'
@@ -56,6 +59,8 @@ _LOOPBACK = ('127.0.0.1', '::1')
 _MAX_REQUEST_BYTES = 16 << 20
 _READY_SECS = 120.0
 _TASK_POLL_SECS = 0.1
+# How often a SuperNode asks by itself.
+_ASK_SECS = 3.0
 
 
 class Gate:
@@ -113,12 +118,22 @@ def main(arguments: Sequence[str]) -> None:
     extensions.get_middleware = lambda: (Middleware(Gate),)
     flower_superlink()
   elif which == 'supernode':
-    address, *flags = rest
+    address, ask_secs, *flags = rest
     sys.argv[1:] = [*flags, '--isolation=process']
+    pause = functools.partial(_pause, float(ask_secs))
+    # It has no setting for it.
+    start_client_internal.__dict__['time'] = types.SimpleNamespace(sleep=pause)
+    for module in (start_client_internal, run_clientapp):
+      flower_frames.fetch_promptly(module)
     threading.Thread(target=_work, args=(address,), daemon=True).start()
     flower_supernode()
   else:
     raise ValueError(f'{which!r} must be superlink, supernode or start.')
+
+
+def _pause(longest: float, secs: float) -> None:
+  """Flower's pauses between two questions, which are of 3 s and shorter."""
+  time.sleep(longest if secs >= _ASK_SECS else min(longest, secs))
 
 
 def _work(address: str) -> None:

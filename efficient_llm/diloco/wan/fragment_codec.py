@@ -5,6 +5,7 @@ here runs on the CPU, so that hub and islands of any kind get the same bits.
 """
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,12 @@ Fragment = dict[str, np.ndarray]
 _PARTS = ('codes', 'scales', 'indices')
 # For the header of a message.
 _HEADROOM_BYTES = 4 << 20
+
+# Compiled once for the shapes of a fragment, by all codecs of a process.
+_compress = functools.partial(jax.jit, static_argnames='config')(
+  compression.compress
+)
+_decode = jax.jit(compression.decode_tree)
 
 
 @contextlib.contextmanager
@@ -42,7 +49,7 @@ class Codec:
     config: compression.CompressionConfig,
     shapes_P: Sequence[Mapping[str, tuple[int, ...]]],
   ):
-    self._config = config
+    self._config, self._shapes_P = config, list(shapes_P)
     self._encoded_P = [
       {
         name: jax.eval_shape(
@@ -58,6 +65,19 @@ class Codec:
     """Bytes of a fragment's arrays as they are sent."""
     return compression.num_bytes(self._encoded_P[fragment])
 
+  def compile_compress(self) -> None:
+    """Compiles for all fragments, so that no update waits for it."""
+    for shapes in self._shapes_P:
+      nothing = {name: np.zeros(x, np.float32) for name, x in shapes.items()}
+      self.compress(nothing, nothing if self._config.has_residual else None)
+
+  def compile_decode(self) -> None:
+    """Compiles for all fragments, so that no update waits for it."""
+    for encoded in self._encoded_P:
+      nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), encoded)
+      with on_cpu():
+        _decode(nothing)
+
   def compress(
     self, delta: Fragment, residual: Fragment | None
   ) -> tuple[Fragment, Fragment, Fragment | None]:
@@ -72,7 +92,7 @@ class Codec:
     """
     with on_cpu():
       encoded, decoded, residual = jax.device_get(
-        compression.compress(delta, residual, self._config)
+        _compress(delta, residual, config=self._config)
       )
     arrays = {}
     for name, leaf in encoded.items():
@@ -108,7 +128,7 @@ class Codec:
       )
     self._check_indices(encoded)
     with on_cpu():
-      return jax.device_get(compression.decode_tree(encoded))
+      return jax.device_get(_decode(encoded))
 
   def _check_indices(self, encoded: Mapping[str, Any]) -> None:
     for name, leaf in encoded.items():

@@ -1,7 +1,9 @@
 """The hub as a Flower ServerApp: whose turn it is, and what went astray.
 
 One message at a time is under way to each island. Flower tells which islands
-have a link; what they say and are told is up to `hub`.
+have a link; what they say and are told is up to `hub`. Flower waits for the
+whole of an answer that has begun to come, so each is fetched in a thread: an
+island with a slow link, or one that dies while it sends, holds up nobody else.
 """
 
 import contextlib
@@ -10,6 +12,8 @@ import logging as std_logging
 import os
 import pathlib
 import pickle
+import queue
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +23,7 @@ from absl import logging
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.superlink.grid import http_grid
 
 from efficient_llm.diloco.wan import flower_frames, status, status_page
 from efficient_llm.diloco.wan import hub as hub_lib
@@ -28,6 +33,8 @@ from efficient_llm.training import strict_json
 app = ServerApp()
 _PAUSE_SECS = 0.1
 _NODES_EVERY_SECS = 1.0
+# Islands of which it is asked at once whether they have answered.
+_FETCHED_AT_ONCE = 4
 # How long islands have to take leave at the end.
 _LEAVE_SECS = 60.0
 _TRAIN = 'train'
@@ -55,7 +62,8 @@ def main(grid: Grid, context: Context) -> None:
   # Written by the launcher, which is the same user.
   task: Task = pickle.loads(path.read_bytes())
   _log_to(task.workdir / 'hub.log')
-  (task.workdir / 'process.txt').write_text(str(os.getpid()))
+  # In one step: who reads it must not find it empty.
+  strict_json.write_atomically(task.workdir / 'process.txt', str(os.getpid()))
   hub: hub_lib.Hub | None = None
   ending: dict[str, Any] = {'state': 'failed', 'reason': 'interrupted'}
   try:
@@ -119,7 +127,12 @@ class Conversation:
     self._hub, self._grid = hub, grid
     self._nodes: dict[int, tuple[str, str]] = {}
     self._asked: dict[str, int] = {}
+    self._fetching: set[str] = set()
+    self._fetched: queue.SimpleQueue[tuple[str, list[Message]]] = (
+      queue.SimpleQueue()
+    )
     self._looked = 0.0
+    flower_frames.fetch_promptly(http_grid)
 
   def run(self) -> None:
     """Until the run is done and the islands know."""
@@ -182,20 +195,39 @@ class Conversation:
     }
 
   def _hear(self) -> None:
-    replies = []
-    with self._surviving():
-      if self._asked:
-        replies = list(self._grid.pull_messages(list(self._asked)))
-    for reply in replies:
-      node = self._asked.pop(reply.metadata.reply_to_message_id, None)
-      if node is None or node not in self._nodes:
-        continue
-      name = self._nodes[node][0]
-      if reply.has_error():
-        logging.warning('Island %s: %s', name, reply.error.reason)
-        self._hub.appeared(name)
-      else:
-        self._hub.receive(name, flower_frames.unpack(reply))
+    quiet = [x for x in self._asked if x not in self._fetching]
+    for message_id in quiet[:_FETCHED_AT_ONCE]:
+      # It goes to the end: the others are asked before it is again.
+      self._asked[message_id] = self._asked.pop(message_id)
+      self._fetching.add(message_id)
+      threading.Thread(
+        target=self._fetch, args=(message_id,), daemon=True
+      ).start()
+    while not self._fetched.empty():
+      message_id, replies = self._fetched.get()
+      self._fetching.discard(message_id)
+      for reply in replies:
+        self._take(reply)
+
+  def _fetch(self, message_id: str) -> None:
+    """Fetches the answer to a message, if there is one."""
+    replies: list[Message] = []
+    try:
+      with self._surviving():
+        replies = list(self._grid.pull_messages([message_id]))
+    finally:
+      self._fetched.put((message_id, replies))
+
+  def _take(self, reply: Message) -> None:
+    node = self._asked.pop(reply.metadata.reply_to_message_id, None)
+    if node is None or node not in self._nodes:
+      return
+    name = self._nodes[node][0]
+    if reply.has_error():
+      logging.warning('Island %s: %s', name, reply.error.reason)
+      self._hub.appeared(name)
+    else:
+      self._hub.receive(name, flower_frames.unpack(reply))
 
   def _speak(self) -> None:
     busy = set(self._asked.values())

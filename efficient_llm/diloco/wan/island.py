@@ -1,30 +1,22 @@
-"""READ FIRST, after `hub`. The resident trainer of one island.
+"""READ FIRST, after `hub`. One island: between two inner steps, the hub.
 
-Compiled once, with its inner moments in memory, it trains on its own data and
-talks to the hub between two steps: it never stops to send. With an overlap it
-trains on until the answer is there; without one it waits for it, as DiLoCo
-does, but no longer than `rounds.patience_secs`.
-
-Over 300 lines: one loop and the questions it asks, read in one place.
+It never stops to send. With an overlap it trains on until the answer is there;
+without one it waits for it, as DiLoCo does, but no longer than
+`rounds.patience_secs`.
 """
 
 import dataclasses
-import functools
 import threading
 import time
 from typing import Any, Protocol
 
-import jax
-import numpy as np
 from absl import logging
 
-from efficient_llm import sharding
-from efficient_llm.data import iterator
 from efficient_llm.diloco.wan import exchange as exchange_lib
-from efficient_llm.diloco.wan import fragment_codec, shared_model
+from efficient_llm.diloco.wan import shared_model
+from efficient_llm.diloco.wan import trainer as trainer_lib
 from efficient_llm.diloco.wan.config import IslandsConfig
 from efficient_llm.diloco.wan.fragment_codec import Fragment
-from efficient_llm.training import pretrain
 
 _MAX_SPANS = 500
 _GREETING_SECS = 1.0
@@ -42,6 +34,21 @@ class Link(Protocol):
   def claim(self) -> bool: ...
 
   def answer(self, frame: bytes) -> None: ...
+
+
+class Trainer(Protocol):
+  """What makes the steps; see `trainer`."""
+
+  @property
+  def position(self) -> int: ...
+
+  def begin(self, *, step: int, position: int) -> None: ...
+
+  def step(self) -> trainer_lib.Step: ...
+
+  def own(self, fragment: int) -> Fragment: ...
+
+  def put(self, fragment: int, values: Fragment, *, mixing: float) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +77,21 @@ class Island:
 
   Args:
     config: The run.
-    batches: Of the island's own data.
+    trainer: Makes the steps.
     exchange: Its side of the conversation.
-    step_secs: Shortest time of a step, for tests of the network.
   """
 
   def __init__(
     self,
     config: IslandsConfig,
-    batches: iterator.BatchIterator,
+    trainer: Trainer,
     *,
     exchange: exchange_lib.Exchange | None = None,
-    step_secs: float = 0.0,
   ):
-    self._config, self._batches = config, batches
-    self._step_secs = step_secs
-    params = shared_model.initial_params(config)
+    self._config, self._trainer = config, trainer
     self._exchange = exchange or exchange_lib.Exchange(
-      config, shared_model.cut(config, params)
+      config, shared_model.cut(config, shared_model.initial_params(config))
     )
-    self._mesh = sharding.make_mesh(config.mesh)
-    self._program = pretrain.build(config, self._mesh)
-    with jax.set_mesh(self._mesh):
-      self._state = self._program.init_state()
-    self._fragments = shared_model.make_fragments(config)
     self._lock = threading.Lock()
     self._spans: list[list[Any]] = []
     self._steps = 0
@@ -123,17 +121,17 @@ class Island:
     Raises:
       RefusedError: If the hub does not want this island.
     """
-    with jax.set_mesh(self._mesh):
-      while not self._is_over(link):
-        if self._orders is None:
-          continue
-        if self._is_due() and self._may_send(link):
-          self._send(link)
-          self._is_alone = False
-        if self._must_wait():
-          self._wait(link)
-        else:
-          self._step()
+    self._exchange.compile()
+    while not self._is_over(link):
+      if self._orders is None:
+        continue
+      if self._is_due() and self._may_send(link):
+        self._send(link)
+        self._is_alone = False
+      if self._must_wait():
+        self._wait(link)
+      else:
+        self._step()
     return Outcome(
       steps=self._steps,
       tokens=self._tokens,
@@ -154,7 +152,7 @@ class Island:
 
   def _obey(self, frame: bytes, link: Link) -> None:
     with self._lock:
-      orders = self._exchange.take(frame, position=self._position())
+      orders = self._exchange.take(frame, position=self._trainer.position)
     if orders.kind == 'refuse':
       raise RefusedError(f'the hub refuses this island: {orders.reason}.')
     if orders.kind == 'greet':
@@ -181,15 +179,11 @@ class Island:
 
   def _begin(self, orders: exchange_lib.Orders) -> None:
     """Takes up the run where the hub is."""
-    self._batches.seek(orders.position)
     self._exchange.begin_at(orders.position)
     # All that the hub has now, and not the parameters of step 0.
     for p, values in enumerate(self._exchange.theta_P):
-      self._put(p, values, mixing=0.0)
-    where = self._state.step.sharding
-    self._state = self._state.replace(
-      step=jax.device_put(np.int32(orders.step), where)
-    )
+      self._trainer.put(p, values, mixing=0.0)
+    self._trainer.begin(step=orders.step, position=orders.position)
     logging.info(
       'Welcome: step %d, batch %d of the data', orders.step, orders.position
     )
@@ -206,40 +200,7 @@ class Island:
   def _apply(self, orders: exchange_lib.Orders) -> None:
     mixing = 0.0 if orders.adopts_all else self._config.fragments.mixing
     for p, values in orders.parts:
-      self._put(p, values, mixing=mixing)
-
-  def _put(self, fragment: int, values: Fragment, *, mixing: float) -> None:
-    params = self._mixed(self._state.params, values, mixing, fragment=fragment)
-    self._state = self._state.replace(params=params)
-
-  @functools.cached_property
-  def _mixed(self) -> Any:
-    fragments = self._fragments
-
-    def mixed(
-      params: Any, values: Fragment, mixing: Any, *, fragment: int
-    ) -> Any:
-      own = fragments.take(params, fragment)
-      new = {
-        name: mixing * own[name] + (1 - mixing) * x
-        for name, x in values.items()
-      }
-      # So that values that are not finite are replaced as well.
-      new = {
-        name: jax.numpy.where(mixing > 0, x, values[name])
-        for name, x in new.items()
-      }
-      return fragments.put(params, fragment, new)
-
-    shardings = jax.tree.map(
-      lambda x: x.sharding, self._program.abstract_state.params
-    )
-    return jax.jit(
-      mixed,
-      static_argnames='fragment',
-      donate_argnums=0,
-      out_shardings=shardings,
-    )
+      self._trainer.put(p, values, mixing=mixing)
 
   def _is_due(self) -> bool:
     assert self._orders is not None
@@ -281,47 +242,31 @@ class Island:
   def _send(self, link: Link) -> None:
     assert self._orders is not None
     fragment = self._orders.fragment
-    own = self._own(fragment)
+    own = self._trainer.own(fragment)
     with self._lock:
       frame = self._exchange.update(
-        fragment, own, position=self._position(), signs=self._signs()
+        fragment, own, position=self._trainer.position, signs=self._signs()
       )
     self._since_sent = 0
     self._sent_at = time.time()
     link.answer(frame)
 
-  def _own(self, fragment: int) -> Fragment:
-    taken = self._fragments.take(self._state.params, fragment)
-    with fragment_codec.on_cpu():
-      return {
-        name: np.asarray(jax.device_get(x), np.float32)
-        for name, x in taken.items()
-      }
-
   def _step(self) -> None:
     start = time.time()
-    batch = sharding.to_global(
-      dict(next(self._batches)), sharding=self._program.batch_sharding
-    )
-    self._state, found = self._program.train_step(self._state, batch)
-    loss, tokens, finite = (
-      float(found[name]) for name in ('loss', 'tokens', 'finite')
-    )
-    if (left := self._step_secs - (time.time() - start)) > 0:
-      time.sleep(left)
+    found = self._trainer.step()
     end = time.time()
     self._steps += 1
     self._since_sent += 1
-    self._tokens += tokens
+    self._tokens += found.tokens
     self._compute_secs += end - start
     # The first one compiles.
     if self._steps > 1:
       rate = 1.0 / max(end - start, 1e-6)
       old = self._speed
       self._speed = rate if old is None else 0.8 * old + 0.2 * rate
-    self._loss = loss if finite else self._loss
+    self._loss = self._loss if found.loss is None else found.loss
     with self._lock:
-      self._exchange.trained(tokens)
+      self._exchange.trained(found.tokens)
     self._span('compute', start, end)
 
   def _span(self, kind: str, start: float, end: float) -> None:
@@ -349,6 +294,3 @@ class Island:
       'spans': spans,
       'clock': time.time(),
     }
-
-  def _position(self) -> int:
-    return int(self._batches.get_state()['next_step'])

@@ -8,7 +8,7 @@ the format could not express is owed, and sent with the next move.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ from efficient_llm.diloco.wan.config import IslandsConfig
 from efficient_llm.diloco.wan.fragment_codec import Fragment
 from efficient_llm.models import transformer
 
+# Compiled once, by hub and islands that are in one process.
+_init = jax.jit(transformer.init, static_argnums=0)
 # Versions whose digests and moves are remembered.
 _DIGESTS_KEPT, _MOVES_KEPT = 16, 2
 
@@ -32,8 +34,7 @@ def initial_params(config: IslandsConfig) -> typing.Params:
   """The parameters of step 0, made on the CPU for the same bits everywhere."""
   with fragment_codec.on_cpu():
     init_key, _ = jax.random.split(jax.random.key(config.seed))
-    init = jax.jit(functools.partial(transformer.init, config.model))
-    return jax.device_get(init(init_key))
+    return jax.device_get(_init(config.model, init_key))
 
 
 def make_fragments(config: IslandsConfig) -> fragments_lib.Fragments:
@@ -78,6 +79,48 @@ class Merged:
   num_bytes: int
 
 
+@functools.lru_cache
+def _merging(
+  config: outer.OuterConfig,
+  screening_config: screening.ScreeningConfig,
+  *,
+  num_islands: int,
+  is_sparse: bool,
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+  """The outer optimiser, and the program that judges updates and merges them.
+
+  It compiles once for the shapes of a fragment and a number of updates.
+  """
+  optimizer = outer.make_optimizer(config, num_islands=num_islands)
+  mean = screening.merger(screening_config)
+  if is_sparse and screening_config.merge == 'mean':
+    mean = outer.mean_where_sent
+
+  @jax.jit
+  def merge(
+    state: outer.OuterState,
+    deltas: Sequence[Fragment],
+    weights_M: jax.Array,
+    seen_MR: jax.Array,
+  ) -> tuple[screening.Verdict, Fragment, Any]:
+    deltas_M = outer.stacked(deltas)
+    # All are judged, those without a weight as well.
+    verdict = screening.judge(
+      deltas_M, jnp.ones(len(deltas)), seen_MR, screening_config
+    )
+    new = outer.outer_step(
+      state,
+      deltas_M,
+      jnp.where(verdict.codes_M > 0, 0.0, weights_M),
+      optimizer=optimizer,
+      merge=mean,
+    )
+    wanted = jax.tree.map(jnp.subtract, new.params, state.params)
+    return verdict, wanted, new.opt_state
+
+  return optimizer, merge
+
+
 class SharedModel:
   """Parameters, outer state and versions of all fragments.
 
@@ -88,21 +131,17 @@ class SharedModel:
 
   def __init__(self, config: IslandsConfig, theta_P: Sequence[Fragment]):
     self._config = config
-    self._optimizer = outer.make_optimizer(
-      config.outer, num_islands=config.islands
+    optimizer, self._merge = _merging(
+      config.outer,
+      config.screening,
+      num_islands=config.islands,
+      is_sparse=config.compression.density is not None,
     )
-    self._merge = screening.merger(config.screening)
-    if config.compression.density is not None and (
-      config.screening.merge == 'mean'
-    ):
-      self._merge = outer.mean_where_sent
     self.shapes_P = [fragment_codec.shapes_of(x) for x in theta_P]
     self.down = fragment_codec.Codec(config.down_compression, self.shapes_P)
     self.theta_P = list(theta_P)
     with fragment_codec.on_cpu():
-      self._opt_P = [
-        jax.device_get(self._optimizer.init(x)) for x in self.theta_P
-      ]
+      self._opt_P = [jax.device_get(optimizer.init(x)) for x in self.theta_P]
     self._owed_P: list[Fragment | None] = [
       jax.tree.map(np.zeros_like, x)
       if config.down_compression.has_residual
@@ -142,32 +181,18 @@ class SharedModel:
       seen_MR: Fingerprints of their senders' earlier updates, uint32.
     """
     with fragment_codec.on_cpu():
-      deltas_M = outer.stacked(list(deltas))
-      # All are judged, those without a weight as well.
-      verdict = screening.judge(
-        deltas_M,
-        jnp.ones(len(deltas)),
-        jnp.asarray(seen_MR),
-        self._config.screening,
+      verdict, wanted, opt_state = jax.device_get(
+        self._merge(
+          outer.OuterState(
+            self.theta_P[fragment], self._opt_P[fragment], jnp.int32(0)
+          ),
+          tuple(deltas),
+          np.asarray(weights, np.float32),
+          np.asarray(seen_MR, np.uint32),
+        )
       )
-      verdict = jax.device_get(verdict)
-      weights_M = np.where(verdict.codes_M > 0, 0.0, np.asarray(weights))
-      if not (weights_M > 0).any():
-        return Merged(verdict, None, 0)
-      state = outer.OuterState(
-        self.theta_P[fragment], self._opt_P[fragment], jnp.int32(0)
-      )
-      new = outer.outer_step(
-        state,
-        deltas_M,
-        weights_M,
-        optimizer=self._optimizer,
-        merge=self._merge,
-      )
-      wanted = jax.tree.map(
-        lambda a, b: np.asarray(a) - b, new.params, self.theta_P[fragment]
-      )
-      opt_state = jax.device_get(new.opt_state)
+    if not ((verdict.codes_M == 0) & (np.asarray(weights) > 0)).any():
+      return Merged(verdict, None, 0)
     arrays, move, owed = self.down.compress(wanted, self._owed_P[fragment])
     if not all(np.isfinite(x).all() for x in move.values()):
       raise FloatingPointError(f'the move of fragment {fragment} is not finite')

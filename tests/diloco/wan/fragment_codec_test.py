@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -36,6 +37,22 @@ def test_what_is_sent_decodes_to_what_its_sender_applied(changes: dict) -> None:
     # A sum of two float32 numbers of size 3.
     np.testing.assert_allclose(found[name] + left[name], x, atol=1e-6)
   assert sum(x.nbytes for x in arrays.values()) == codec.num_bytes(0)
+
+
+def test_another_update_of_a_fragment_compiles_nothing(
+  caplog: pytest.LogCaptureFixture,
+) -> None:
+  def exchange() -> None:
+    codec = _codec(format='int4')
+    owed = {name: np.zeros_like(x) for name, x in _FRAGMENT.items()}
+    arrays, _, owed = codec.compress(_FRAGMENT, owed)
+    codec.compress(_FRAGMENT, owed)
+    codec.decode(arrays, 0)
+
+  exchange()
+  with jax.log_compiles():
+    exchange()
+  assert 'Compiling' not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import pathlib
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -77,6 +78,15 @@ def test_hub_and_islands_have_the_same_bits_after_every_round(
       assert talk.same(island.theta_P, chat.hub.shared.theta_P)
   assert chat.hub.counts['digest_mismatches'] == 0
   assert chat.hub.shared.versions_P == [3]
+
+
+def test_a_round_like_one_before_compiles_nothing(
+  chat: talk.Talk, caplog: pytest.LogCaptureFixture
+) -> None:
+  chat.round('a', 'b', 'c')
+  with jax.log_compiles():
+    chat.round('a', 'b', 'c')
+  assert 'Compiling' not in caplog.text
 
 
 def test_an_island_that_stays_away_costs_the_grace_once(

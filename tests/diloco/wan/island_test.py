@@ -8,7 +8,7 @@ import pytest
 from efficient_llm.diloco import fragments
 from efficient_llm.diloco.wan import hub as hub_lib
 from efficient_llm.diloco.wan import island as island_lib
-from efficient_llm.diloco.wan import status, status_page
+from efficient_llm.diloco.wan import status, status_page, trainer
 from efficient_llm.diloco.wan.config import RoundConfig
 from tests import tiny
 from tests.diloco.wan import local_run
@@ -35,9 +35,8 @@ def test_islands_train_to_the_end_and_agree_with_the_hub(
   hub = hub_lib.Hub(config, tmp_path / 'hub', clock=time.time)
   islands = {}
   for i in range(2):
-    island = island_lib.Island(
-      config, local_run.batches(config, tmp_path / 'cache', share=(i, 2))
-    )
+    batches = local_run.batches(config, tmp_path / 'cache', share=(i, 2))
+    island = island_lib.Island(config, trainer.Trainer(config, batches))
     islands[f'island-{i}'] = (island, local_run.DirectLink(island))
   outcomes = local_run.run(hub, islands)
   hub.close()
