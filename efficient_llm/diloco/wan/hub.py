@@ -437,10 +437,7 @@ class Hub:
       present=[x.name for x in self.members.values() if x.is_present],
       now=self._clock(),
     )
-    if found is None:
-      return False
-    self._close_round(found)
-    return True
+    return found is not None and self._close_round(found)
 
   def silent(self) -> list[str]:
     """Islands that were told something and have not answered for long."""
@@ -451,7 +448,8 @@ class Hub:
       if member.phase == 'asked' and self._clock() - member.last_seen > patience
     ]
 
-  def _close_round(self, found: rounds.Closing) -> None:
+  def _close_round(self, found: rounds.Closing) -> bool:
+    """Merges what came; says whether the round closed."""
     fragment = self.fragment
     # In the order of names, so that sums have the same bits again.
     updates = sorted(self._arrivals, key=lambda x: (x.island, x.first))
@@ -461,15 +459,14 @@ class Hub:
       [update.weight for update in updates],
       shared_seen(self.members, updates),
     )
+    if merged.moved is None and merged.verdict.codes_M.any():
+      self._reopen(updates, merged.verdict)
+      return False
     lines = []
     for m, update in enumerate(updates):
       member = self.members[update.island]
-      code = int(merged.verdict.codes_M[m])
-      member.remember(fragment, int(merged.verdict.prints_M[m]))
-      if code:
-        member.must_adopt = True
-        self._refuse(member, f'its update is {screening.REASONS[code]}')
-      else:
+      code = self._judge(member, fragment, merged.verdict, m)
+      if not code:
         member.refused_in_a_row = 0
         self._count(member, update)
       lines.append(
@@ -524,6 +521,29 @@ class Hub:
           update.is_late = True
           self._arrivals.append(update)
     self._save()
+    return True
+
+  def _reopen(self, updates: list[Update], verdict: screening.Verdict) -> None:
+    """Nothing that came counts: the round waits for others, and better ones."""
+    self._arrivals = []
+    for m, update in enumerate(updates):
+      member = self.members[update.island]
+      if self._judge(member, update.fragment, verdict, m):
+        self._arrived.pop(update.island, None)
+        member.slot_sent = -1
+      else:
+        self._arrivals.append(update)
+
+  def _judge(
+    self, member: Member, fragment: int, verdict: screening.Verdict, m: int
+  ) -> int:
+    """Remembers an update and refuses a bad one; gives the reason's number."""
+    member.remember(fragment, int(verdict.prints_M[m]))
+    code = int(verdict.codes_M[m])
+    if code:
+      member.must_adopt = True
+      self._refuse(member, f'its update is {screening.REASONS[code]}')
+    return code
 
   def _count(self, member: Member, update: Update) -> None:
     """What the mean holds is counted, and its data never again."""

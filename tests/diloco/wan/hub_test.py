@@ -202,6 +202,19 @@ def test_a_bad_update_is_refused_and_its_sender_takes_the_shared_ones(
   assert _verdicts(chat)['d'] == 'accepted'
 
 
+def test_a_round_in_which_nothing_counts_stays_open(chat: talk.Talk) -> None:
+  for name in 'abc':
+    chat.send(name, scale=float('nan'))
+  assert not chat.hub.tick()
+  assert chat.hub.counts['rounds_lost'] == 0
+  assert chat.hub.slot == 0
+  for name in 'abc':
+    assert chat.hear(name).adopts_all
+  chat.round('a', 'b', 'c')
+  assert _verdicts(chat) == dict.fromkeys('abc', 'accepted')
+  assert chat.hub.shared.versions_P == [1]
+
+
 def test_an_island_that_is_refused_too_often_has_to_go(
   tmp_path: pathlib.Path,
 ) -> None:
