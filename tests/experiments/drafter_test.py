@@ -76,6 +76,7 @@ def test_a_run_leaves_what_is_promised(
   assert '<svg' in (whole / 'report.html').read_text()
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_3_and_the_same_command_continues_the_same_run(
   base: pathlib.Path, whole: pathlib.Path
 ) -> None:

@@ -61,7 +61,7 @@ def test_machines_are_read(
     (
       'slurm',
       {'command': 'python -m experiments.plan --workdir=x'},
-      'experiments.plan must be a binary that trains; those are experiments.d',
+      'experiments.plan must be a binary that trains; those are experiments.c',
     ),
     (
       'slurm',

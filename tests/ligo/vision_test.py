@@ -151,6 +151,7 @@ def test_the_operator_s_step_makes_layers_inside_the_scan(
   assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_the_small_model_teaches_the_large_one(folder: pathlib.Path) -> None:
   taught = config_lib.InheritConfig(weight=1.0, share_of_steps=0.5)
   config = _config(folder, method='random', inherit=taught)
@@ -163,6 +164,7 @@ def test_the_small_model_teaches_the_large_one(folder: pathlib.Path) -> None:
   assert logged[-1]['kl'] == 0
 
 
+@pytest.mark.slow
 def test_auto_chooses_the_trial_of_lowest_loss(folder: pathlib.Path) -> None:
   probe = config_lib.ProbeConfig(num_steps=3)
   config = _config(folder, method='auto', probe=probe)
@@ -178,6 +180,7 @@ def test_auto_chooses_the_trial_of_lowest_loss(folder: pathlib.Path) -> None:
   assert 'token' not in text.split('<details>')[0]
 
 
+@pytest.mark.slow
 def test_new_layers_of_a_stage_are_trained_alone(folder: pathlib.Path) -> None:
   stage = config_lib.StageConfig(num_steps=4, method='top', rest_old=True)
   deeper = dataclasses.replace(tiny_images.MODEL, num_layers=4)

@@ -140,6 +140,7 @@ def test_whoever_is_told_of_an_answer_hears_all_of_it() -> None:
     assert tokens == expected.tolist()
 
 
+@pytest.mark.slow
 def test_the_rest_is_drawn_from_the_newer_policy() -> None:
   """As by plain decoding of the new model behind the old one's tokens."""
   first = _generate('union', _params(), stop=_after(3))

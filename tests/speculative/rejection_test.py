@@ -134,7 +134,9 @@ def test_log_probs_are_those_of_the_whole_text(kind: str, name: str) -> None:
     assert stops[-1] or count == 24
 
 
-@pytest.mark.parametrize('kind', ['learned', 'itself'])
+@pytest.mark.parametrize(
+  'kind', ['learned', pytest.param('itself', marks=pytest.mark.slow)]
+)
 def test_texts_have_the_law_of_the_target(kind: str) -> None:
   """Chi-square over all texts of four tokens, two of them drafted at least."""
   config = sampling.SamplingConfig(4, temperature=0.9, top_k=3)

@@ -93,6 +93,7 @@ def test_the_progress_line_speaks_of_images(
   assert 'token' not in text
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_bit_for_bit(
   whole: loop.Outcome, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
