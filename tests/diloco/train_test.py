@@ -72,29 +72,25 @@ def _assert_same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.usefixtures('optimized')
-@pytest.fixture(scope='module')
-def plain(folder: pathlib.Path, compilation_cache: None) -> loop.Outcome:
-  """Plain training, in the folder 'start'."""
-  del compilation_cache
-  return pretrain.train(
-    tiny.config(folder / 'text.txt', cache_dir=folder / 'cache'),
-    workdir=folder / 'start',
-  )
-
-
 def test_one_island_averaged_is_plain_training_to_the_last_bit(
-  folder: pathlib.Path, plain: loop.Outcome
+  folder: pathlib.Path,
 ) -> None:
   config = _config(folder, islands=1, outer=_AVERAGING)
   ours = train.train(config, workdir=folder / 'one')
+  plain = pretrain.train(
+    tiny.config(folder / 'text.txt', cache_dir=folder / 'cache'),
+    workdir=folder / 'plain',
+  )
   _assert_same(ours.state.params, plain.state.params)
   assert ours.eval_metrics == plain.eval_metrics
   assert ours.num_tokens == plain.num_tokens
 
 
-def test_islands_start_from_another_run(
-  folder: pathlib.Path, plain: loop.Outcome
-) -> None:
+def test_islands_start_from_another_run(folder: pathlib.Path) -> None:
+  plain = pretrain.train(
+    tiny.config(folder / 'text.txt', cache_dir=folder / 'cache'),
+    workdir=folder / 'start',
+  )
   config = _config(folder, start=str(folder / 'start'), method='eager')
   program = mesh.build(config, sharding.make_mesh(config.mesh))
   state = train.first_state(config, program)
