@@ -144,21 +144,19 @@ def _judged(
   one = last.where(np.arange(1))
   group = published.group_of(name)
   prior = priors[group]
-  expected, limit = planner.judge(
-    seen, one, noise=_NOISE, prior=prior, misfit=misfit
-  )
-  deviation, _ = planner.judge(
-    seen, one, noise=_NOISE, prior=prior, misfit=_HOLDS
-  )
+  # In percent; what `misfit` adds to it is what `planner.judge` adds.
+  exact, _ = planner.judge(seen, one, noise=_NOISE, prior=prior, misfit=_HOLDS)
+  deviation, apart = exact / 100, misfit_lib.apart(seen, one)
+  expected = 100 * float(misfit.expected(deviation, apart))
   row = {
     'family': name,
     'group': group,
     'share': share,
     'sizes': seen.sizes.tolist(),
     'expected': expected,
-    'limit90': limit,
-    'deviation': deviation / 100,
-    'apart': misfit_lib.apart(seen, one).tolist(),
+    'limit90': misfit.limit * expected,
+    'deviation': deviation,
+    'apart': apart.tolist(),
   }
   if predict:
     guess = auto.predict(

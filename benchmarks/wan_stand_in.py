@@ -53,8 +53,8 @@ class StandIn:
     params = shared_model.initial_params(config)
     self._own_P = shared_model.cut(config, params)
     self._pending_P = [0] * len(self._own_P)
-    self._target_P = target(self._own_P)
-    self._random = np.random.default_rng([seed, time.time_ns()])
+    self._target_P = _target(self._own_P)
+    self._random = np.random.default_rng(seed)
     self._steps = self._position = 0
 
   @property
@@ -94,17 +94,16 @@ class StandIn:
 
   def put(self, fragment: int, values: Fragment, *, mixing: float) -> None:
     """Takes the shared parameters, or a mixture."""
-    own = self.own(fragment) if mixing else values
+    if mixing:
+      own, kept = self.own(fragment), np.float32(mixing)
+      values = {
+        name: kept * own[name] + (1 - kept) * x for name, x in values.items()
+      }
     self._pending_P[fragment] = 0
-    self._own_P[fragment] = {
-      name: np.float32(mixing) * own[name] + np.float32(1 - mixing) * x
-      if mixing
-      else x
-      for name, x in values.items()
-    }
+    self._own_P[fragment] = values
 
 
-def target(theta_P: list[Fragment]) -> list[Fragment]:
+def _target(theta_P: list[Fragment]) -> list[Fragment]:
   """The point that all islands look for."""
   random = np.random.default_rng(1)
   return [
@@ -114,16 +113,6 @@ def target(theta_P: list[Fragment]) -> list[Fragment]:
     }
     for part in theta_P
   ]
-
-
-def loss(theta_P: list[Fragment], target_P: list[Fragment]) -> float:
-  """Mean squared distance from it."""
-  found = [
-    np.square(part[name] - x).ravel()
-    for part, wanted in zip(theta_P, target_P, strict=True)
-    for name, x in wanted.items()
-  ]
-  return float(np.concatenate(found).mean())
 
 
 def _moved(

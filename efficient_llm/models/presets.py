@@ -52,7 +52,8 @@ _QWEN3 = TransformerConfig(
   head_dim=128,
 )
 
-_VIT = TransformerConfig(
+# Also of other sizes and classes, as timm has them.
+VIT = TransformerConfig(
   vocab_size=1000,
   causal=False,
   norm='layer',
@@ -70,7 +71,7 @@ _VIT = TransformerConfig(
 )
 
 _CAIT = dataclasses.replace(
-  _VIT, class_layers=2, talking_heads=True, layer_scale=1e-5
+  VIT, class_layers=2, talking_heads=True, layer_scale=1e-5
 )
 
 
@@ -153,8 +154,8 @@ PRESETS: dict[str, TransformerConfig] = {
   ),
   # Touvron et al. 2021: DeiT's table 1, without distillation, and CaiT's table
   # 3, whose layers behind the 24 are the class token's.
-  'deit_small': _with(_VIT, **_shape(12, 384, 6)),
-  'deit_base': _with(_VIT, **_shape(12, 768, 12)),
+  'deit_small': _with(VIT, **_shape(12, 384, 6)),
+  'deit_base': _with(VIT, **_shape(12, 768, 12)),
   'cait_xs24': _with(_CAIT, **_shape(24, 288, 6)),
   'cait_s24': _with(_CAIT, **_shape(24, 384, 8)),
 }

@@ -69,10 +69,10 @@ class Trainer:
     )
     with jax.set_mesh(self._mesh):
       self._state, found = self._program.train_step(self._state, batch)
-    loss, tokens, finite = (
-      float(found[name]) for name in ('loss', 'tokens', 'finite')
+    loss, tokens, finite = jax.device_get(
+      [found[name] for name in ('loss', 'tokens', 'finite')]
     )
-    return Step(loss if finite else None, tokens)
+    return Step(float(loss) if finite else None, float(tokens))
 
   def own(self, fragment: int) -> Fragment:
     """The island's parameters, on the host."""

@@ -8,10 +8,11 @@ Source: Touvron et al. 2021, arXiv:2012.12877 and arXiv:2103.17239; names of
 timm's VisionTransformer and Cait, settings of its save_for_hf.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from efficient_llm.models import vision
+from efficient_llm.models import presets, vision
 from efficient_llm.models.config import TransformerConfig
 from efficient_llm.models.huggingface import family, rules
 
@@ -84,23 +85,13 @@ def _read(config: family.Settings) -> TransformerConfig:
   if is_cait and inner.number('mlp_ratio_token_only') != ratio:
     raise inner.refusal('mlp_ratio_token_only', 'as mlp_ratio is')
   embed_dim = inner.count('embed_dim')
-  return TransformerConfig(
+  return dataclasses.replace(
+    presets.VIT,
     vocab_size=inner.count('num_classes'),
     num_layers=inner.count('depth'),
     embed_dim=embed_dim,
     num_heads=inner.count('num_heads'),
     mlp_dim=int(embed_dim * ratio),
-    causal=False,
-    norm='layer',
-    norm_epsilon=1e-6,
-    positions='learned',
-    activation='gelu',
-    gated=False,
-    bias=True,
-    qkv_bias=True,
-    tie_embeddings=False,
-    head_bias=True,
-    init_std=0.02,
     patch_size=inner.count('patch_size'),
     image_size=_side(inner),
     image_channels=inner.count('in_chans'),
