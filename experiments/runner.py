@@ -8,6 +8,7 @@ import pathlib
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -281,14 +282,22 @@ def quiet_libraries() -> None:
     std_logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S')
   )
   sys.unraisablehook = _print_unraisable
+  # Where one array cannot be saved, Orbax drops the writes of the others.
+  warnings.filterwarnings(
+    'ignore', "coroutine 'async_serialize", category=RuntimeWarning
+  )
 
 
 def _is_shown(record: std_logging.LogRecord) -> bool:
   if exits.is_in_project(record.pathname):
     return True
-  # Orbax logs a failed save at length, and then raises it.
-  is_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
-  return record.levelno >= std_logging.WARNING and not is_orbax
+  # Orbax logs a failed save at length, and then raises it; what failed beside
+  # it is told by asyncio, at a time of the garbage collector's choice.
+  is_told_again = (
+    'orbax' in pathlib.PurePath(record.pathname).parts
+    or 'was never retrieved' in record.getMessage()
+  )
+  return record.levelno >= std_logging.WARNING and not is_told_again
 
 
 def _print_unraisable(unraisable: Any) -> None:
