@@ -1,374 +1,410 @@
-"""Six islands and everything that may go wrong, in simulated time.
+"""Six islands, really trained, and everything that may go wrong with them.
 
-python -m benchmarks.wan_chaos [--quick]
+    sudo ./run.sh python -m benchmarks.wan_chaos [--quick]
 
-The hub, its checkpoints, the messages, their encoding and the islands' side of
-the conversation are the real ones. Time, the network and the training are not:
-an island's step moves its parameters towards a point that all look for, with
-noise of its own, so that a loss can be told. Faults come at random, every 15
-seconds on average. What Flower and the operating system do about them is not
-in it.
+Every 15 seconds on average, at random: `kill -9` of an island, SIGSTOP, its
+link down, `kill -9` of the hub, a stranger with a key of its own, and updates
+that are replayed, not finite, a hundred times too large or of the wrong sign.
+A killed program is started again as a supervisor would. The same run without
+faults is what efficiency and loss are measured by: its number of steps is the
+same, and it comes first.
 
-Over 300 lines: one simulated world, which is read from top to bottom.
+Real: hub, islands, Flower with TLS and keys, a network namespace for each, the
+training of 0.2 M parameters on text. A step takes 0.25 s, of which most is a
+pause, so that six machines fit two cores.
+
+Over 300 lines: one run and its faults, read from top to bottom.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
+import os
 import pathlib
+import shutil
+import signal
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import (
+  harness,
+  wan_chaos_island,
+  wan_chaos_simulated,
+  wan_links,
+  wan_runs,
+)
+from efficient_llm import sharding
 from efficient_llm.data import pipeline
-from efficient_llm.diloco import compression, outer, screening
-from efficient_llm.diloco.wan import exchange as exchange_lib
-from efficient_llm.diloco.wan import fragment_codec, shared_model
-from efficient_llm.diloco.wan import hub as hub_lib
-from efficient_llm.diloco.wan.config import IslandsConfig, RoundConfig
-from efficient_llm.diloco.wan.fragment_codec import Fragment
-from efficient_llm.models import transformer
-from efficient_llm.training import checkpoint, loop
+from efficient_llm.diloco.wan.config import IslandsConfig
+from efficient_llm.training import evaluation, pretrain, trained_run
+from experiments import exits, flower_programs
 
-_TICK_SECS = 0.25
-_FAULT_EVERY_SECS = 15.0
-_LATENCY_SECS = 0.5
-_STEPS_PER_SEC = 4.0
-_PERIOD = 12
-_TOKENS_PER_STEP = 64.0
-_LEARNING_RATE, _NOISE = 0.02, 0.05
-_BAD = ('nan', 'times 100', 'sign', 'replay')
-_FAULTS = (*_BAD, 'kill', 'stop', 'link', 'hub', 'stranger')
-_NAMES = tuple('abcdef')
+_PORT = 9092
+_LINK = wan_links.Link(bits_per_sec=1e8, round_trip_secs=0.02)
+_STEP_SECS = 0.25
+# Of the time that the steps alone take.
+_PACE = 0.9
+_START_SECS = 300.0
+_DOWN_SECS = {'kill': 8.0, 'stop': 10.0, 'link': 10.0, 'hub': 5.0}
+_STRANGER, _STRANGER_SECS = 'stranger', 20.0
+_EVAL_BATCHES = 200
 
 
-def _config(secs: float) -> IslandsConfig:
-  small = compression.CompressionConfig(format='int4')
-  return IslandsConfig(
-    model=transformer.TransformerConfig(
-      vocab_size=32, num_layers=1, embed_dim=16, num_heads=2, max_positions=64
-    ),
-    data=pipeline.DataConfig(sequence_length=32),
-    loop=loop.LoopConfig(
-      # Undisturbed, about as many as fit in the time.
-      num_steps=int(secs * _STEPS_PER_SEC * 0.8) // _PERIOD * _PERIOD,
-      checkpoint=checkpoint.CheckpointConfig(every_steps=1, asynchronous=False),
-    ),
-    islands=len(_NAMES),
-    sync_period=_PERIOD,
-    outer=outer.OuterConfig(learning_rate=0.7, momentum=0.5),
-    compression=small,
-    down_compression=small,
-    screening=screening.ScreeningConfig(min_cosine=0.0),
-    rounds=RoundConfig(
-      grace_secs=2.0,
-      deadline_secs=20.0,
-      patience_secs=15.0,
-      match_speeds=False,
-    ),
-  )
-
-
-@dataclasses.dataclass
-class _Island:
-  """One island: its parameters, its side, and what is wrong with it.
-
-  Attributes:
-    exchange: With the hub.
-    own_P: Its parameters.
-    random: Of its noise.
-    orders: What it was last told.
-    has_message: Whether a message of the hub waits for its answer.
-    bad: What its next update is spoilt by.
-    dead_until: It is killed, or stopped, or cut off.
-  """
-
-  exchange: exchange_lib.Exchange
-  own_P: list[Fragment]
-  random: np.random.Generator
-  orders: exchange_lib.Orders | None = None
-  has_message: bool = False
-  position: int = 0
-  steps: int = 0
-  since: int = 0
-  credit: float = 0.0
-  bad: str = ''
-  last_frame: bytes = b''
-  killed_until: float = 0.0
-  stopped_until: float = 0.0
-  cut_until: float = 0.0
-
-
-class _World:
-  """A run in simulated time.
+class Run:
+  """A hub and islands in their namespaces, from start to end.
 
   Args:
+    rig: The namespaces.
     config: The run.
-    workdir: Of the hub.
-    has_faults: Whether anything goes wrong.
+    workdir: Of the run.
+    seed: Of the faults; None for none.
   """
 
   def __init__(
-    self, config: IslandsConfig, workdir: pathlib.Path, *, has_faults: bool
+    self,
+    rig: wan_links.Rig,
+    config: IslandsConfig,
+    workdir: pathlib.Path,
+    *,
+    seed: int | None,
   ):
-    self._config, self._workdir = config, workdir
-    self.now = 0.0
-    self._random = np.random.default_rng(0)
-    self.faults: dict[str, int] = dict.fromkeys(_FAULTS, 0)
-    self.bad_sent: set[tuple[str, int]] = set()
-    self._next_fault = self._pause() if has_faults else float('inf')
-    self._hub_back: float | None = None
-    self._post: list[tuple[float, str, bool, bytes]] = []
-    self._start = shared_model.cut(config, shared_model.initial_params(config))
-    random = np.random.default_rng(1)
-    self._target = [
-      {
-        name: (x + random.normal(size=x.shape)).astype(np.float32)
-        for name, x in part.items()
-      }
-      for part in self._start
-    ]
-    self.hub = self._new_hub()
-    self.islands = {name: self._new_island(i) for i, name in enumerate(_NAMES)}
-    for name in _NAMES:
-      self.hub.appeared(name)
+    self._rig, self._config, self._workdir = rig, config, workdir
+    self._random = None if seed is None else np.random.default_rng(seed)
+    self._names = [f'island-{i}' for i in range(config.islands)]
+    self._programs: dict[str, subprocess.Popen[bytes]] = {}
+    self._later: list[tuple[float, Callable[[], None]]] = []
+    self._hurt: set[str] = set()
+    self.faults: list[tuple[float, str, str]] = []
+    self.secs = 0.0
+
+  @property
+  def hub(self) -> pathlib.Path:
+    """The hub's folder."""
+    return self._workdir / 'hub'
 
   def run(self) -> None:
-    """Until all rounds are done."""
-    while not self.hub.is_done:
-      self.now += _TICK_SECS
-      if self.now > self._next_fault:
-        self._next_fault = self.now + self._pause()
-        self._do_harm()
-      self._revive()
-      self._deliver()
-      for name in _NAMES:
-        self._work(name)
-      if self._hub_back is None:
-        self._run_hub()
-    self.hub.close()
+    """Until the hub has ended."""
+    try:
+      self._start()
+      self._follow()
+    finally:
+      for program in self._programs.values():
+        _kill(program)
 
-  def loss(self) -> float:
-    """Mean squared distance of what is shared from what is looked for."""
-    found = [
-      np.square(self.hub.shared.theta_P[p][name] - x).ravel()
-      for p, part in enumerate(self._target)
-      for name, x in part.items()
+  def bad_sent(self) -> list[tuple[str, str, int]]:
+    """Kind, island and last batch of each update that was spoilt."""
+    found = []
+    for name in self._names:
+      path = self._workdir / name / wan_chaos_island.BAD_SENT
+      for line in path.read_text().splitlines() if path.exists() else []:
+        kind, _, position = line.partition(',')
+        found.append((kind, name, int(position)))
+    return found
+
+  def _start(self) -> None:
+    """Starts all programs and waits until all islands could begin."""
+    from efficient_llm.diloco.wan import keys
+
+    for i in range(len(self._names)):
+      self._rig.set_link(i, _LINK)
+    folder = self._workdir / 'keys'
+    keys.make(folder, hosts=[wan_links.HUB_ADDRESS], islands=self._names)
+    other = self._workdir / 'other_keys'
+    keys.make(other, hosts=[], islands=[_STRANGER])
+    # The authority beside it is the hub's, its public half is not there.
+    shutil.copy(other / 'islands' / f'{_STRANGER}.key', folder / 'islands')
+    self._start_hub()
+    for i in range(len(self._names)):
+      self._start_island(i)
+    ready = [
+      self._workdir / name / wan_chaos_island.READY for name in self._names
     ]
-    return float(np.concatenate(found).mean())
+    end = time.monotonic() + _START_SECS
+    while not all(path.exists() for path in ready):
+      self._check(end)
+      time.sleep(0.1)
+
+  def _follow(self) -> None:
+    """Lets time pass, and harm be done, until the hub ends."""
+    start = time.time()
+    (self._workdir / 'start').touch()
+    plain = self._config.loop.num_steps * _STEP_SECS
+    end = time.monotonic() + 2 * plain + 120
+    next_fault = start + self._pause()
+    while self._programs['hub'].poll() != exits.DONE:
+      now = time.time()
+      if now > next_fault:
+        next_fault = now + self._pause()
+        self._do_harm(now - start)
+      for due, action in list(self._later):
+        if now >= due:
+          self._later.remove((due, action))
+          action()
+      self._check(end)
+      time.sleep(0.1)
+    # The last line is that of the last round.
+    self.secs = (self.hub / 'rounds.jsonl').stat().st_mtime - start
+
+  def _check(self, end: float) -> None:
+    """Raises if a program has ended by itself, or it takes too long."""
+    for name, program in self._programs.items():
+      is_over = program.poll() not in (None, exits.DONE)
+      if (is_over and name not in self._hurt) or time.monotonic() > end:
+        log = (self._workdir / name / 'log.txt').read_text()[-2000:]
+        raise RuntimeError(f'{name} has ended or is late:\n{log}')
 
   def _pause(self) -> float:
-    return float(self._random.exponential(_FAULT_EVERY_SECS))
+    if self._random is None:
+      return float('inf')
+    mean = wan_chaos_simulated.FAULT_EVERY_SECS
+    return float(self._random.exponential(mean))
 
-  def _new_hub(self) -> hub_lib.Hub:
-    return hub_lib.Hub(self._config, self._workdir, clock=lambda: self.now)
+  def _do_harm(self, secs: float) -> None:
+    """A fault, to one that is well."""
+    assert self._random is not None
+    well = [i for i, name in enumerate(self._names) if name not in self._hurt]
+    kinds = [
+      kind
+      for kind in wan_chaos_simulated.FAULTS
+      if not (kind == 'hub' and 'hub' in self._hurt)
+    ]
+    if not well:
+      return
+    kind = kinds[self._random.integers(len(kinds))]
+    i = well[self._random.integers(len(well))]
+    where = kind if kind in ('hub', _STRANGER) else self._names[i]
+    self.faults.append((secs, kind, where))
+    print(f'{secs:6.1f} s: {kind} {where}', file=sys.stderr, flush=True)
+    if kind in wan_chaos_simulated.BAD:
+      path = self._workdir / where / wan_chaos_island.BAD
+      path.with_suffix('.new').write_text(kind)
+      path.with_suffix('.new').rename(path)
+    elif kind == _STRANGER:
+      self._start_stranger(i)
+    else:
+      self._hurt.add(where)
+      getattr(self, f'_do_{kind}')(i, where)
 
-  def _new_island(self, seed: int) -> _Island:
-    return _Island(
-      exchange_lib.Exchange(self._config, self._start),
-      [dict(part) for part in self._start],
-      np.random.default_rng([seed, int(self.now * 4)]),
+  def _do_kill(self, i: int, name: str) -> None:
+    _kill(self._programs[name])
+    self._soon(name, 'kill', functools.partial(self._start_island, i))
+
+  def _do_stop(self, i: int, name: str) -> None:
+    del i
+    group = self._programs[name].pid
+    os.killpg(group, signal.SIGSTOP)
+    self._soon(
+      name, 'stop', functools.partial(os.killpg, group, signal.SIGCONT)
     )
 
-  def _do_harm(self) -> None:
-    kind = _FAULTS[self._random.integers(len(_FAULTS))]
-    name = _NAMES[self._random.integers(len(_NAMES))]
-    island = self.islands[name]
-    self.faults[kind] += 1
-    if kind in _BAD:
-      island.bad = kind
-    elif kind == 'kill':
-      island.killed_until = self.now + 8.0
-      self.hub.vanished(name)
-    elif kind == 'stop':
-      island.stopped_until = self.now + 10.0
-    elif kind == 'link':
-      island.cut_until = self.now + 10.0
-    elif kind == 'hub':
-      self._hub_back = self.now + 5.0
-      self._post = []
-    else:
-      self.hub.receive('stranger', island.last_frame)
+  def _do_link(self, i: int, name: str) -> None:
+    self._rig.set_up(i, is_up=False)
+    self._soon(name, 'link', functools.partial(self._rig.set_up, i, is_up=True))
 
-  def _revive(self) -> None:
-    if self._hub_back is not None and self.now >= self._hub_back:
-      self.hub, self._hub_back = self._new_hub(), None
-      for name, island in self.islands.items():
-        if not island.killed_until:
-          self.hub.appeared(name)
-    for i, (name, island) in enumerate(self.islands.items()):
-      is_back = island.killed_until and self.now >= island.killed_until
-      if is_back and self._hub_back is None:
-        self.islands[name] = self._new_island(i)
-        self.hub.appeared(name)
+  def _do_hub(self, i: int, name: str) -> None:
+    del i
+    _kill(self._programs[name])
+    self._soon(name, 'hub', self._start_hub)
 
-  def _deliver(self) -> None:
-    due = [x for x in self._post if x[0] <= self.now]
-    self._post = [x for x in self._post if x[0] > self.now]
-    for _, name, is_up, frame in due:
-      island = self.islands[name]
-      if self.now < island.cut_until or island.killed_until:
-        continue
-      if is_up:
-        if self._hub_back is None:
-          self.hub.receive(name, frame)
-      else:
-        self._hear(name, island, frame)
+  def _soon(self, name: str, kind: str, action: Callable[[], None]) -> None:
+    """Undoes a fault after its time."""
 
-  def _hear(self, name: str, island: _Island, frame: bytes) -> None:
-    orders = island.exchange.take(frame, position=island.position)
-    if orders.kind == 'greet':
-      self._say(name, island.exchange.hello(self._signs(island)))
-      return
-    if island.orders is None:
-      island.position = orders.position
-      island.exchange.begin_at(orders.position)
-      island.own_P = [dict(part) for part in island.exchange.theta_P]
-    for p, values in orders.parts:
-      island.own_P[p] = dict(values)
-    island.orders, island.has_message = orders, True
+    def undo() -> None:
+      action()
+      self._hurt.discard(name)
 
-  def _say(self, name: str, frame: bytes) -> None:
-    self._post.append((self.now + _LATENCY_SECS, name, True, frame))
+    self._later.append((time.time() + _DOWN_SECS[kind], undo))
 
-  def _work(self, name: str) -> None:
-    island = self.islands[name]
-    if island.killed_until or self.now < island.stopped_until:
-      return
-    orders = island.orders
-    if orders is None:
-      return
-    is_blocked = island.exchange.awaits_answer and self._hub_back is None
-    if not is_blocked:
-      island.credit += _STEPS_PER_SEC * _TICK_SECS
-    while island.credit >= 1.0:
-      island.credit -= 1.0
-      self._step(island)
-    if island.since >= orders.steps and island.has_message:
-      self._send(name, island, orders.fragment)
-
-  def _step(self, island: _Island) -> None:
-    for p, part in enumerate(island.own_P):
-      for leaf, x in part.items():
-        noise = island.random.normal(size=x.shape)
-        move = x - self._target[p][leaf] + _NOISE * noise
-        part[leaf] = (x - _LEARNING_RATE * move).astype(np.float32)
-    island.exchange.trained(_TOKENS_PER_STEP)
-    island.position += 1
-    island.steps += 1
-    island.since += 1
-
-  def _send(self, name: str, island: _Island, fragment: int) -> None:
-    theta = island.exchange.theta_P[fragment]
-    factors = {'nan': float('nan'), 'times 100': 100.0, 'sign': -1.0}
-    factor = factors.get(island.bad, 1.0)
-    own = {
-      leaf: theta[leaf] + np.float32(factor) * (x - theta[leaf])
-      for leaf, x in island.own_P[fragment].items()
-    }
-    frame = island.exchange.update(
-      fragment, own, position=island.position, signs=self._signs(island)
+  def _start_hub(self) -> None:
+    self._start_program(
+      None,
+      'hub',
+      'experiments.island_hub',
+      f'--keys={self._workdir / "keys"}',
+      f'--port={_PORT}',
+      '--page=',
     )
-    if island.bad == 'replay' and island.last_frame:
-      self._say(name, island.last_frame)
-    else:
-      if island.bad in factors:
-        self.bad_sent.add((name, island.position))
-      self._say(name, frame)
-      island.last_frame = frame
-    island.bad, island.since, island.has_message = '', 0, False
 
-  def _signs(self, island: _Island) -> dict[str, Any]:
-    return {
-      'step': island.steps,
-      'loss': None,
-      'speed': _STEPS_PER_SEC,
-      'spans': [],
-      'clock': self.now,
-    }
+  def _start_island(self, i: int) -> None:
+    self._start_program(
+      i,
+      self._names[i],
+      'benchmarks.wan_chaos_island',
+      *self._link_flags(self._names[i]),
+      f'--share={i}/{len(self._names)}',
+      f'--step_secs={_STEP_SECS}',
+      f'--start={self._workdir / "start"}',
+    )
 
-  def _run_hub(self) -> None:
-    while self.hub.tick():
-      pass
-    for name in self.hub.silent():
-      self.hub.vanished(name)
-      self.hub.appeared(name)
-    for name in _NAMES:
-      frame = self.hub.next_message(name)
-      if frame is not None:
-        self._post.append((self.now + _LATENCY_SECS, name, False, frame))
+  def _start_stranger(self, i: int) -> None:
+    """One whose key the hub does not know."""
+    self._hurt.add(_STRANGER)
+    self._start_program(
+      i, _STRANGER, 'benchmarks.wan_stand_in', *self._link_flags(_STRANGER)
+    )
+    stranger = self._programs[_STRANGER]
+    self._later.append(
+      (time.time() + _STRANGER_SECS, functools.partial(_kill, stranger))
+    )
+
+  def _link_flags(self, name: str) -> list[str]:
+    return [
+      f'--hub={wan_links.HUB_ADDRESS}:{_PORT}',
+      f'--key={self._workdir / "keys" / "islands" / name}.key',
+    ]
+
+  def _start_program(
+    self, island: int | None, name: str, module: str, *flags: str
+  ) -> None:
+    (self._workdir / name).mkdir(exist_ok=True)
+    command = [
+      *(sys.executable, '-m', module),
+      '--config=benchmarks/wan_runs.py:chaos',
+      f'--config.loop.num_steps={self._config.loop.num_steps}',
+      f'--workdir={self._workdir / name}',
+      *flags,
+    ]
+    with (self._workdir / name / 'log.txt').open('ab') as log:
+      self._programs[name] = subprocess.Popen(
+        self._rig.inside(island, command),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={
+          **os.environ,
+          # Six machines' threads would wait for each other on two cores.
+          'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
+          'JAX_COMPILATION_CACHE_DIR': str(self._workdir.parent / 'programs'),
+          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+        },
+      )
 
 
-def _counted(workdir: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Updates of the rounds that stand: those after a restart replace older."""
-  rounds: dict[int, list[dict[str, Any]]] = {}
-  for line in (workdir / 'rounds.jsonl').read_text().splitlines():
-    found = json.loads(line)
-    if 'restored' in found:
-      rounds = {k: x for k, x in rounds.items() if k < found['restored']}
-    elif 'updates' in found:
-      rounds[found['slot']] = found['updates']
-  for slot, updates in sorted(rounds.items()):
-    for update in updates:
-      if update['weight'] > 0:
-        yield slot, update
+def _kill(program: subprocess.Popen[bytes]) -> None:
+  """`kill -9` of a program and of all it has started."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(program.pid, signal.SIGKILL)
+  program.wait()
 
 
-def _twice(workdir: pathlib.Path) -> float:
-  """Tokens of batches that are in two updates, by the log of rounds alone."""
-  seen: dict[str, set[int]] = {}
-  twice = 0
-  for _, update in _counted(workdir):
-    batches = set(range(update['first'], update['last']))
-    known = seen.setdefault(update['island'], set())
-    twice += len(batches & known)
-    known |= batches
-  return twice * _TOKENS_PER_STEP
+def _loss(config: IslandsConfig, hub: pathlib.Path) -> float:
+  """Of the shared model on text that no island has read, nats a token."""
+  run = trained_run.find(hub, name='hub')
+  mesh = sharding.make_mesh(config.mesh)
+  program = pretrain.build(config, mesh)
+  held_out = pipeline.open_dataset(
+    config.data, split='validation', cache_dir=hub.parent / 'cache'
+  )
+  with jax.set_mesh(mesh):
+    found = evaluation.evaluate(
+      held_out,
+      run.restore_params(program.abstract_state.params),
+      eval_step=program.eval_step,
+      place=functools.partial(
+        sharding.to_global, sharding=program.batch_sharding
+      ),
+      num_batches=_EVAL_BATCHES,
+    )
+  return found['loss']
 
 
-def _measure(secs: float) -> dict[str, Any]:
-  config = _config(secs)
+def _measure(rig: wan_links.Rig, secs: float, seed: int) -> dict[str, Any]:
+  """Both runs, and what is said of them."""
+  config = wan_runs.get_config('chaos')
+  periods = int(_PACE * secs / _STEP_SECS) // config.sync_period
+  config = dataclasses.replace(
+    config,
+    loop=dataclasses.replace(
+      config.loop, num_steps=periods * config.sync_period
+    ),
+  )
   config.validate()
+  per_batch = float(config.data.batch_size * config.data.sequence_length)
   with tempfile.TemporaryDirectory() as folder:
-    worlds = {}
+    runs: dict[str, Run] = {}
     for kind in ('calm', 'storm'):
       workdir = pathlib.Path(folder, kind)
       workdir.mkdir()
-      world = _World(config, workdir, has_faults=kind == 'storm')
-      world.run()
-      worlds[kind] = world
-    storm, calm = worlds['storm'], worlds['calm']
-    workdir = pathlib.Path(folder, 'storm')
-    accepted = {(x['island'], x['last']) for _, x in _counted(workdir)}
-    rates = {kind: x.hub.tokens / x.now for kind, x in worlds.items()}
-    digests = [fragment_codec.digest(x) for x in storm.hub.shared.theta_P]
+      runs[kind] = Run(
+        rig, config, workdir, seed=seed if kind == 'storm' else None
+      )
+      runs[kind].run()
+    calm, storm = runs['calm'], runs['storm']
+    status = {
+      k: json.loads((run.hub / 'status.json').read_bytes())
+      for k, run in runs.items()
+    }
+    losses = {k: _loss(config, run.hub) for k, run in runs.items()}
+    rates = {k: status[k]['tokens'] / run.secs for k, run in runs.items()}
+    bad = storm.bad_sent()
+    lies = {(island, last) for kind, island, last in bad if kind != 'replay'}
+    counted = {
+      (update['island'], update['last'])
+      for _, update in wan_chaos_simulated.counted(storm.hub)
+    }
+    counts = status['storm']['counts']
     return {
-      'simulated_secs': storm.now,
-      'faults': sum(storm.faults.values()),
-      'faults_by_kind': storm.faults,
-      'rounds': storm.hub.slot,
-      'rounds_lost': storm.hub.counts['rounds_lost'],
-      'tokens_double_counted': _twice(workdir),
-      'bad_updates_sent': len(storm.bad_sent),
-      'bad_updates_accepted': len(storm.bad_sent & accepted),
-      'digest_mismatches': storm.hub.counts['digest_mismatches'],
+      'faults': len(storm.faults),
+      'faults_by_kind': {
+        kind: sum(x[1] == kind for x in storm.faults)
+        for kind in wan_chaos_simulated.FAULTS
+      },
+      'rounds': status['storm']['round'],
+      'rounds_lost': counts['rounds_lost'],
+      'tokens_double_counted': wan_chaos_simulated.tokens_twice(
+        storm.hub, tokens_per_batch=per_batch
+      ),
+      'bad_updates_sent': len(bad),
+      'bad_updates_accepted': len(lies & counted),
+      'updates_refused': counts['refused'],
+      'updates_refused_undisturbed': status['calm']['counts']['refused'],
+      'strangers_let_in': sum(
+        x['name'] == _STRANGER for x in status['storm']['islands']
+      ),
+      'digest_mismatches': counts['digest_mismatches'],
+      'late_updates': counts['late'],
       'step_efficiency': rates['storm'] / rates['calm'],
-      'final_loss': storm.loss(),
-      'final_loss_ratio': storm.loss() / calm.loss(),
-      'digests': digests,
+      'final_loss': losses['storm'],
+      'final_loss_undisturbed': losses['calm'],
+      'final_loss_ratio': losses['storm'] / losses['calm'],
+      'secs': storm.secs,
+      'secs_undisturbed': calm.secs,
+      'tokens': status['storm']['tokens'],
+      'tokens_undisturbed': status['calm']['tokens'],
+      'islands': config.islands,
+      'step_secs': _STEP_SECS,
+      'seed': seed,
+      'log': storm.faults,
     }
 
 
 def main() -> None:
-  """Measures and records."""
+  """Measures and records, or says why it cannot."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true', help='90 s, not 600')
-  quick = parser.parse_args().quick
-  name = 'wan_chaos_quick' if quick else 'wan_chaos'
-  harness.record(name, _measure(90.0 if quick else 600.0))
+  parser.add_argument('--seed', type=int, default=0, help='of the faults')
+  values = parser.parse_args()
+  islands = wan_runs.get_config('chaos').islands
+  try:
+    flower_programs.check_installed()
+    with wan_links.Rig(islands) as rig:
+      secs = 90.0 if values.quick else 600.0
+      result = _measure(rig, secs, values.seed)
+  except (wan_links.UnavailableError, ValueError) as error:
+    print(f'skipped: {error}')
+    return
+  name = f'wan_chaos{"_quick" if values.quick else ""}'
+  harness.record(name, result)
 
 
 if __name__ == '__main__':

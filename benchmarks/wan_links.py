@@ -124,6 +124,11 @@ class Rig(contextlib.AbstractContextManager):
     if self._pump is not None:
       self._pump.set_delay(island, half_secs)
 
+  def set_up(self, island: int, *, is_up: bool) -> None:
+    """Takes a link down at the island's end, or up again."""
+    name = self._islands[island]
+    _ip(name, 'link', 'set', 'dev', _DEVICE, 'up' if is_up else 'down')
+
   def num_bytes(self) -> list[tuple[int, int]]:
     """Sent and received by each island so far, by its network interface."""
     found = []

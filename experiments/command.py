@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from experiments import exits, runner
+from experiments import exits, library_logs, runner
 
 
 def main(
@@ -34,7 +34,7 @@ def main(
     return rest
 
   def task() -> int:
-    runner.quiet_libraries()
+    library_logs.quiet()
     try:
       return run(changes)
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ import tempfile
 from absl import flags
 
 from efficient_llm.data import pipeline
+from efficient_llm.diloco.wan import exchange as exchange_lib
 from efficient_llm.diloco.wan import island as island_lib
 from efficient_llm.diloco.wan import local_link
 from efficient_llm.diloco.wan import trainer as trainer_lib
@@ -69,6 +70,7 @@ def train(
   target: hub_link.Target,
   *,
   workdir: pathlib.Path,
+  exchange: exchange_lib.Exchange | None = None,
 ) -> island_lib.Outcome:
   """Keeps up a link to the hub and trains until it says stop.
 
@@ -77,8 +79,9 @@ def train(
     trainer: Makes the steps.
     target: The hub.
     workdir: For the link's log and files.
+    exchange: Its side of the conversation, if not the usual one.
   """
-  island = island_lib.Island(config, trainer)
+  island = island_lib.Island(config, trainer, exchange=exchange)
   with (
     tempfile.TemporaryDirectory(prefix='island-') as folder,
     local_link.LocalLink(

@@ -101,7 +101,10 @@ def _watch(workdir: pathlib.Path, link, begin, log: pathlib.Path) -> int:
       break
     time.sleep(_PAUSE_SECS)
   if ending['state'] == 'done':
-    runner.say(f'Done: {workdir / "status.json"}')
+    runner.say(
+      f'Done: {workdir / "status.json"}; the model: experiments.generate '
+      f'--checkpoint={workdir}'
+    )
     return exits.DONE
   runner.say(f'Failed: {ending["reason"]}; the same command continues.')
   return exits.FAILED

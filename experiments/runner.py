@@ -3,12 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import logging as std_logging
 import pathlib
 import sys
 import tempfile
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -16,7 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from efficient_llm.training import processes, strict_json
-from experiments import configuration, exits
+from experiments import configuration, exits, library_logs
 
 DONE, FAILED = exits.DONE, exits.FAILED
 BAD_INPUT, STOPPED = exits.BAD_INPUT, exits.STOPPED
@@ -188,7 +185,7 @@ def _run(
   adapt: Callable[[Any], Any] | None,
 ) -> int:
   values = flags.FLAGS
-  quiet_libraries()
+  library_logs.quiet()
   if values.profile_steps:
     changes['loop.profile_steps'] = values.profile_steps
   config = resolve(
@@ -271,37 +268,3 @@ def write_config(config: Any, workdir: pathlib.Path) -> None:
       f'--workdir={workdir} must be a writable folder with space left: '
       f'{error.strerror or error}; choose another.'
     ) from error
-
-
-def quiet_libraries() -> None:
-  """Shows our own log lines, and of libraries only warnings."""
-  logging.set_verbosity(logging.INFO)
-  handler = logging.get_absl_handler()
-  handler.addFilter(_is_shown)
-  handler.setFormatter(
-    std_logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S')
-  )
-  sys.unraisablehook = _print_unraisable
-  # Where one array cannot be saved, Orbax drops the writes of the others.
-  warnings.filterwarnings(
-    'ignore', "coroutine 'async_serialize", category=RuntimeWarning
-  )
-
-
-def _is_shown(record: std_logging.LogRecord) -> bool:
-  if exits.is_in_project(record.pathname):
-    return True
-  # Orbax logs a failed save at length, and then raises it; what failed beside
-  # it is told by asyncio, at a time of the garbage collector's choice.
-  is_told_again = (
-    'orbax' in pathlib.PurePath(record.pathname).parts
-    or 'was never retrieved' in record.getMessage()
-  )
-  return record.levelno >= std_logging.WARNING and not is_told_again
-
-
-def _print_unraisable(unraisable: Any) -> None:
-  # Callbacks of a C++ library that has failed end here, once for each file;
-  # the failure itself is raised in the thread that waits for it.
-  if threading.current_thread() is threading.main_thread():
-    sys.__unraisablehook__(unraisable)

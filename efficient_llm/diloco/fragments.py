@@ -103,7 +103,7 @@ class Fragments:
     self,
     tree: typing.PyTree,
     fragment: int,
-    values: Mapping[str, jax.Array],
+    values: Mapping[str, Any],
     *,
     lead: int = 0,
   ) -> typing.PyTree:

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from efficient_llm.data import dataset as dataset_lib
-from efficient_llm.data import images
+from efficient_llm.data import images, tokenizer
 from efficient_llm.models import transformer
 from efficient_llm.training import (
   datasets,
@@ -88,15 +88,33 @@ def checkpoint_metadata(
 
   Under 'tokenizer' is what the targets stand for, the classes of images too.
   """
-  as_data = json.loads(strict_json.to_json(dataclasses.asdict(config)))
   vocabulary: dict[str, Any] = {'name': config.data.tokenizer}
   if isinstance(dataset, images.Dataset):
     vocabulary = {'name': 'classes', 'classes': list(dataset.classes.names)}
-  fingerprint = dataset.vocabulary.fingerprint
+  return _metadata(
+    config, {**vocabulary, 'fingerprint': dataset.vocabulary.fingerprint}
+  )
+
+
+def metadata_without_data(config: PretrainConfig) -> dict[str, Any]:
+  """As `checkpoint_metadata`, of a run whose text is elsewhere.
+
+  Raises:
+    ValueError: If the tokenizer's file is not here.
+  """
+  name = config.data.tokenizer
+  fingerprint = tokenizer.load(name).fingerprint
+  return _metadata(config, {'name': name, 'fingerprint': fingerprint})
+
+
+def _metadata(
+  config: PretrainConfig, vocabulary: Mapping[str, Any]
+) -> dict[str, Any]:
+  as_data = json.loads(strict_json.to_json(dataclasses.asdict(config)))
   return {
     'config': as_data,
     'model': as_data['model'],
-    'tokenizer': {**vocabulary, 'fingerprint': fingerprint},
+    'tokenizer': dict(vocabulary),
   }
 
 

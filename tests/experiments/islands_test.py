@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from efficient_llm.training import trained_run
 from tests import binary, tiny
 
 pytest.importorskip('flwr', reason='needs the extra [wan]')
@@ -36,6 +37,8 @@ def test_two_islands_train_with_a_hub_and_never_wait_for_it(
   assert status['counts']['rounds_lost'] == 0
   assert status['counts']['digest_mismatches'] == 0
   assert status['tokens'] > 0
+  model = trained_run.find(workdir / 'hub', name='--checkpoint')
+  assert model.step == 4
   for i in range(2):
     result = json.loads((workdir / f'island-{i}' / 'result.json').read_text())
     assert result['steps'] > 0

@@ -4,8 +4,6 @@ import errno
 import functools
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -104,52 +102,3 @@ def test_a_platform_that_is_not_there_is_refused(
   missing = 'tpu' if jax.default_backend() != 'tpu' else 'cpu'
   task = functools.partial(runner.start_jax, platform=missing)
   assert 'python -m experiments.doctor' in refusal(task)
-
-
-_FAILED_BESIDE_ANOTHER = """
-import asyncio
-import resource
-import sys
-import tempfile
-
-import jax.numpy as jnp
-from absl import logging
-
-from efficient_llm.training import checkpoint
-from experiments import runner
-
-logging.use_absl_handler()
-runner.quiet_libraries()
-resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-
-
-async def fails():
-  raise ValueError('disk full')
-
-
-async def forgets():
-  loop = asyncio.get_running_loop()
-  loop.create_task(fails())
-  await asyncio.sleep(0.01)
-
-
-arrays = {f'a{i}': jnp.ones((100, 101 + i)) for i in range(12)}
-with tempfile.TemporaryDirectory() as folder:
-  saved = checkpoint.Checkpointer(folder, checkpoint.CheckpointConfig())
-  saved.save(1, arrays, data_state=None, metadata={})
-  try:
-    saved.close()
-  except checkpoint.CheckpointError:
-    print('error', file=sys.stderr)
-asyncio.run(forgets())
-"""
-
-
-def test_what_failed_beside_a_failed_save_is_not_told() -> None:
-  ended = subprocess.run(
-    [sys.executable, '-c', _FAILED_BESIDE_ANOTHER],
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert ended.stderr == 'error\n'

@@ -5,6 +5,7 @@ import hashlib
 from typing import Any, Literal
 
 from efficient_llm import typing
+from efficient_llm.data import tokenizer
 from efficient_llm.diloco import compression as compression_lib
 from efficient_llm.diloco import fragments as fragments_lib
 from efficient_llm.diloco import outer as outer_lib
@@ -130,6 +131,11 @@ class IslandsConfig(pretrain.PretrainConfig):
     for name in ('islands', 'sync_period'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    if self.data.bpe_vocab_size is not None:
+      raise ValueError(
+        f'data.tokenizer={self.data.tokenizer!r} would be trained by each '
+        "island on its own text; use 'bytes' or the same file for all."
+      )
     self.fragments.check(
       num_layers=self.model.num_layers, sync_period=self.sync_period
     )
@@ -160,7 +166,9 @@ def fingerprint(config: IslandsConfig) -> str:
   # Each island reads its own files, as many rows at a time as it can.
   data = fields.pop('data')
   fields['data'] = {
-    name: data[name] for name in ('sequence_length', 'tokenizer', 'objective')
+    'sequence_length': data['sequence_length'],
+    'objective': data['objective'],
+    'tokenizer': tokenizer.load(data['tokenizer']).fingerprint,
   }
   text = strict_json.to_json(fields)
   return hashlib.sha256(text.encode()).hexdigest()

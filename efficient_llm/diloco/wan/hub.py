@@ -28,7 +28,7 @@ from efficient_llm.diloco.wan import (
 from efficient_llm.diloco.wan.config import IslandsConfig
 from efficient_llm.diloco.wan.members import Member, Update
 from efficient_llm.training import checkpoint as checkpoint_lib
-from efficient_llm.training import strict_json
+from efficient_llm.training import results, strict_json
 
 _SPAN_KINDS = ('compute', 'waiting', 'sending')
 _MAX_SPANS = 1000
@@ -75,6 +75,8 @@ class Hub:
     self._arrived: dict[str, float] = {}
     self._pending_P: list[list[Update]] = [[] for _ in theta_P]
     self._started = clock()
+    # With it a checkpoint is read as that of any run of training.
+    self._metadata = results.metadata_without_data(config)
     self._checkpoints = checkpoint_lib.Checkpointer(
       workdir / 'checkpoints', config.loop.checkpoint
     )
@@ -600,7 +602,8 @@ class Hub:
         'versions': self.shared.versions_P,
         'members': saved,
         'counts': self.counts,
-        'config': self._wanted['config'],
+        'fingerprint': self._wanted['config'],
+        **self._metadata,
       },
     )
 
@@ -608,7 +611,7 @@ class Hub:
     found = self._checkpoints.restore(self.shared.tree())
     if found is None:
       return
-    if found.metadata['config'] != self._wanted['config']:
+    if found.metadata['fingerprint'] != self._wanted['config']:
       raise ValueError(
         f'--workdir={self._workdir} holds a run of another configuration; use '
         'the same --config or another folder.'

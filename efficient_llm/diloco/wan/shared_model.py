@@ -58,6 +58,19 @@ def cut(config: IslandsConfig, params: typing.Params) -> list[Fragment]:
   ]
 
 
+def join(config: IslandsConfig, theta_P: Sequence[Fragment]) -> typing.Params:
+  """The parameters that were cut, on the host."""
+  fragments = make_fragments(config)
+  with fragment_codec.on_cpu():
+    params = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, jnp.float32),
+      transformer.abstract_params(config.model),
+    )
+    for p, values in enumerate(theta_P):
+      params = fragments.put(params, p, values)
+    return jax.device_get(params)
+
+
 def layout(theta_P: Sequence[Fragment]) -> str:
   """Hash of the names and shapes of all fragments."""
   shapes = [sorted(fragment_codec.shapes_of(x).items()) for x in theta_P]
@@ -235,9 +248,9 @@ class SharedModel:
     return fields, {f'{fragment}/{name}': x for name, x in arrays.items()}
 
   def tree(self) -> dict[str, Any]:
-    """All arrays, as a checkpoint holds them."""
+    """All arrays, as a checkpoint holds them: the parameters as any run's."""
     tree: dict[str, Any] = {
-      'params': self.theta_P,
+      'params': join(self._config, self.theta_P),
       'opt_state': self._opt_P,
     }
     if self._config.down_compression.has_residual:
@@ -246,7 +259,7 @@ class SharedModel:
 
   def restore(self, tree: dict[str, Any], versions_P: Sequence[int]) -> None:
     """Goes on from what `tree` gave."""
-    self.theta_P = [dict(x) for x in tree['params']]
+    self.theta_P = cut(self._config, tree['params'])
     self._opt_P = list(tree['opt_state'])
     if 'owed' in tree:
       self._owed_P = list(tree['owed'])

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from efficient_llm.data import pipeline
 from efficient_llm.diloco import compression, fragments, outer, screening
 from efficient_llm.diloco.wan import config as config_lib
 from efficient_llm.diloco.wan import hub as hub_lib
-from efficient_llm.diloco.wan import messages
+from efficient_llm.diloco.wan import messages, shared_model
+from efficient_llm.models import transformer
+from efficient_llm.training import trained_run
+from tests import tiny
 from tests.diloco.wan import talk
 
 _FLOAT32 = compression.CompressionConfig(format='float32')
@@ -355,3 +359,34 @@ def test_nothing_an_island_says_stops_the_hub(
   assert '\n' not in hub.members['a'].note
   hub.members['a'].phase = 'new'
   steady.join('a')
+
+
+def test_a_checkpoint_of_the_hub_is_read_as_that_of_any_run(
+  tmp_path: pathlib.Path,
+) -> None:
+  config = talk.config(
+    model=dataclasses.replace(tiny.SMALL_VOCAB, num_layers=2),
+    fragments=fragments.FragmentConfig(count=2),
+  )
+  chat = talk.Talk(config, tmp_path / 'hub')
+  chat.join('a')
+  chat.send('a', steps=10, scale=0.01)
+  assert chat.hub.tick()
+  run = trained_run.find(chat.workdir, name='--checkpoint')
+  assert run.model == config.model
+  assert run.load_tokenizer().fingerprint == run.tokenizer['fingerprint']
+  params = run.restore_params(transformer.abstract_params(config.model))
+  for shared, saved in zip(
+    chat.hub.shared.theta_P, shared_model.cut(config, params), strict=True
+  ):
+    assert {name: x.tobytes() for name, x in shared.items()} == {
+      name: x.tobytes() for name, x in saved.items()
+    }
+
+
+def test_a_tokenizer_that_each_island_would_train_is_refused() -> None:
+  config = talk.config(
+    data=pipeline.DataConfig(tokenizer='bpe:512', sequence_length=32)
+  )
+  with pytest.raises(ValueError, match='would be trained by each island on'):
+    config.validate()
