@@ -17,6 +17,7 @@ Over 300 lines: one run and its faults, read from top to bottom.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -297,6 +298,15 @@ def _kill(program: subprocess.Popen[bytes]) -> None:
   program.wait()
 
 
+def _refusals(hub: pathlib.Path) -> dict[str, int]:
+  """How often the hub refused an update, by its reason."""
+  lines = (hub / 'rounds.jsonl').read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return dict(
+    collections.Counter(x['refused']['reason'] for x in found if 'refused' in x)
+  )
+
+
 def _loss(config: IslandsConfig, hub: pathlib.Path) -> float:
   """Of the shared model on text that no island has read, nats a token."""
   run = trained_run.find(hub, name='hub')
@@ -366,8 +376,8 @@ def _measure(rig: wan_links.Rig, secs: float, seed: int) -> dict[str, Any]:
       ),
       'bad_updates_sent': len(bad),
       'bad_updates_accepted': len(lies & counted),
-      'updates_refused': counts['refused'],
-      'updates_refused_undisturbed': status['calm']['counts']['refused'],
+      'refusals': _refusals(storm.hub),
+      'refusals_undisturbed': _refusals(calm.hub),
       'strangers_let_in': sum(
         x['name'] == _STRANGER for x in status['storm']['islands']
       ),

@@ -50,6 +50,11 @@ class Trainer(trainer_lib.Trainer):
     start: pathlib.Path,
   ):
     super().__init__(config, batches)
+    # Compiles all, so that the first step takes no longer than others.
+    super().step()
+    for p in range(config.fragments.count):
+      self.put(p, self.own(p), mixing=0.5)
+    self._state = self._program.init_state()
     self._workdir, self._step_secs, self._begin = workdir, step_secs, start
 
   def begin(self, *, step: int, position: int) -> None:

@@ -304,27 +304,27 @@ class _World:
 
 
 def counted(workdir: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Updates of the rounds that stand: those after a restart replace older."""
-  rounds: dict[int, list[dict[str, Any]]] = {}
+  """Fragment and update, of the rounds that stand after all restarts."""
+  rounds: dict[int, dict[str, Any]] = {}
   for line in (workdir / 'rounds.jsonl').read_text().splitlines():
     found = json.loads(line)
     if 'restored' in found:
       rounds = {k: x for k, x in rounds.items() if k < found['restored']}
     elif 'updates' in found:
-      rounds[found['slot']] = found['updates']
-  for slot, updates in sorted(rounds.items()):
-    for update in updates:
+      rounds[found['slot']] = found
+  for _, line in sorted(rounds.items()):
+    for update in line['updates']:
       if update['weight'] > 0:
-        yield slot, update
+        yield line['fragment'], update
 
 
 def tokens_twice(workdir: pathlib.Path, *, tokens_per_batch: float) -> float:
-  """Tokens of batches that are in two updates, by the log of rounds alone."""
-  seen: dict[str, set[int]] = {}
+  """Tokens of batches that are in two updates of a fragment, by the log."""
+  seen: dict[tuple[str, int], set[int]] = {}
   twice = 0
-  for _, update in counted(workdir):
+  for fragment, update in counted(workdir):
     batches = set(range(update['first'], update['last']))
-    known = seen.setdefault(update['island'], set())
+    known = seen.setdefault((update['island'], fragment), set())
     twice += len(batches & known)
     known |= batches
   return twice * tokens_per_batch

@@ -210,7 +210,7 @@ class Exchange:
       self._take_back()
     new = []
     for part in parts:
-      p, version, values = shared_model.unpack_part(
+      p, version, values = fragment_codec.unpack_part(
         part, message, theta_P=self.theta_P, codec=self._down
       )
       # If it is not the hub's, the hub sees so from what is said next.

@@ -209,3 +209,43 @@ def _as_wanted(key: str, values: np.ndarray | None, like: Any) -> np.ndarray:
       f'array {key!r} must be {dtype.name}{list(like.shape)}, is {found}.'
     )
   return values.view(jnp.bfloat16) if is_half else values
+
+
+def unpack_part(
+  part: Any,
+  message: messages.Message,
+  *,
+  theta_P: Sequence[Fragment],
+  codec: Codec,
+) -> tuple[int, int, Fragment]:
+  """A part of the hub's message, as the fragment it makes.
+
+  Args:
+    part: What is said of it.
+    message: With its arrays.
+    theta_P: What the island has.
+    codec: Of moves.
+
+  Returns:
+    Fragment, version, values.
+
+  Raises:
+    messages.MessageError: If it is not one, or makes another fragment than
+      the hub has.
+  """
+  said = messages.Message('part', part if isinstance(part, dict) else {})
+  fragment = said.integer('fragment', high=len(theta_P) - 1)
+  version = said.integer('version')
+  prefix = f'{fragment}/'
+  arrays = {
+    name.removeprefix(prefix): x
+    for name, x in message.arrays.items()
+    if name.startswith(prefix)
+  }
+  if said.text('form') == 'whole':
+    shapes = shapes_of(theta_P[fragment])
+    values = check_whole(arrays, shapes)
+  else:
+    move = codec.decode(arrays, fragment)
+    values = added(theta_P[fragment], move)
+  return fragment, version, values

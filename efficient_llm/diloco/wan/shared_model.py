@@ -19,7 +19,7 @@ import optax
 from efficient_llm import typing
 from efficient_llm.diloco import fragments as fragments_lib
 from efficient_llm.diloco import outer, screening
-from efficient_llm.diloco.wan import fragment_codec, messages
+from efficient_llm.diloco.wan import fragment_codec
 from efficient_llm.diloco.wan.config import IslandsConfig
 from efficient_llm.diloco.wan.fragment_codec import Fragment
 from efficient_llm.models import transformer
@@ -265,43 +265,3 @@ class SharedModel:
       self._owed_P = list(tree['owed'])
     self.versions_P = list(versions_P)
     self._forget()
-
-
-def unpack_part(
-  part: Any,
-  message: messages.Message,
-  *,
-  theta_P: Sequence[Fragment],
-  codec: fragment_codec.Codec,
-) -> tuple[int, int, Fragment]:
-  """A part of the hub's message, as the fragment it makes.
-
-  Args:
-    part: What is said of it.
-    message: With its arrays.
-    theta_P: What the island has.
-    codec: Of moves.
-
-  Returns:
-    Fragment, version, values.
-
-  Raises:
-    messages.MessageError: If it is not one, or makes another fragment than
-      the hub has.
-  """
-  said = messages.Message('part', part if isinstance(part, dict) else {})
-  fragment = said.integer('fragment', high=len(theta_P) - 1)
-  version = said.integer('version')
-  prefix = f'{fragment}/'
-  arrays = {
-    name.removeprefix(prefix): x
-    for name, x in message.arrays.items()
-    if name.startswith(prefix)
-  }
-  if said.text('form') == 'whole':
-    shapes = fragment_codec.shapes_of(theta_P[fragment])
-    values = fragment_codec.check_whole(arrays, shapes)
-  else:
-    move = codec.decode(arrays, fragment)
-    values = fragment_codec.added(theta_P[fragment], move)
-  return fragment, version, values
