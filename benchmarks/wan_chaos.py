@@ -196,7 +196,8 @@ class Run:
       getattr(self, f'_do_{kind}')(i, where)
 
   def _do_kill(self, i: int, name: str) -> None:
-    _kill(self._programs[name])
+    # What it has started is left to itself, and takes leave of the hub.
+    self._programs[name].kill()
     self._soon(name, 'kill', functools.partial(self._start_island, i))
 
   def _do_stop(self, i: int, name: str) -> None:

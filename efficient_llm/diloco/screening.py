@@ -40,7 +40,8 @@ class ScreeningConfig:
   Attributes:
     norm_cap: Largest norm, as a multiple of the median; None for any.
     min_cosine: Smallest cosine with the others' mean direction; None for any.
-      Needs three islands.
+      Needs three islands, and no mixing of fragments: what islands keep of
+      their own sums to about nothing, so that good updates point apart.
     merge: 'trimmed_mean' leaves the `trim` largest and smallest out at each
       value, 'geometric_median' minimises the summed distance.
     trim: Islands left out on either side.

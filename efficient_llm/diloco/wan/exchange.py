@@ -198,6 +198,9 @@ class Exchange:
       return Orders('refuse', reason=message.text('reason'))
     if message.kind not in ('welcome', 'go', 'stop'):
       raise messages.MessageError(f'kind {message.kind[:20]!r} is not known.')
+    if message.text('session') != self.session:
+      # Said to a process that was here before this one.
+      return Orders('stop' if message.kind == 'stop' else 'greet')
     parts = message.fields.get('parts')
     if not isinstance(parts, list) or len(parts) > len(self.theta_P):
       raise messages.MessageError('parts must be at most one per fragment.')

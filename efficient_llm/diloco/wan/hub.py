@@ -75,6 +75,8 @@ class Hub:
     self._arrived: dict[str, float] = {}
     self._pending_P: list[list[Update]] = [[] for _ in theta_P]
     self._started = clock()
+    # When the round was; not known of the first, nor of that of a restart.
+    self._opened: float | None = None
     # With it a checkpoint is read as that of any run of training.
     self._metadata = results.metadata_without_data(config)
     self._checkpoints = checkpoint_lib.Checkpointer(
@@ -373,6 +375,12 @@ class Hub:
       ]
     elif member.fragment_sent is not None:
       wanted = [member.fragment_sent]
+    if kind == 'welcome' or member.fragment_sent is not None:
+      member.steps_told = self._steps_left(member)
+      member.slot_told = self.slot
+    elif member.slot_told != self.slot:
+      member.steps_told = self._steps(member)
+      member.slot_told = self.slot
     parts, arrays = [], {}
     for p in wanted:
       known = -1 if member.must_adopt else member.versions_P[p]
@@ -380,9 +388,10 @@ class Hub:
       parts.append(part)
       arrays |= found
     fields = {
+      'session': member.session,
       'slot': self.slot,
       'fragment': self.fragment,
-      'steps': self._steps(member),
+      'steps': member.steps_told,
       'step': self._config.slot_step(self.slot),
       'parts': parts,
       'position': self._position(member),
@@ -413,6 +422,15 @@ class Hub:
     start = self._config.slot_step(self.slot)
     steps = self._config.slot_step(self.slot + 1) - start
     return max(1, int(steps * self._share(member) + 1e-9))
+
+  def _steps_left(self, member: Member) -> int:
+    """Fewer for one that begins late, so that it is done with the others."""
+    steps = self._steps(member)
+    is_in_time = member.slot_sent == self.slot - 1
+    if is_in_time or self._opened is None or member.speed is None:
+      return steps
+    gone = int((self._clock() - self._opened) * member.speed)
+    return max(1, steps - gone)
 
   def _period(self, member: Member) -> int:
     """Steps of an island in a full period."""
@@ -513,6 +531,7 @@ class Hub:
     }
     self.history = [*self.history, point][-_HISTORY_KEPT:]
     self.slot += 1
+    self._opened = self._clock()
     self._arrivals, self._arrived = [], {}
     if not self.is_done:
       late = self._pending_P[self.fragment]

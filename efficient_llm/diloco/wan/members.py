@@ -60,6 +60,10 @@ class Member:
     phase: What it is told next.
     session: The island's process; another one begins with the shared state.
     is_present: Whether rounds wait for it.
+    slot_sent: Round to which its update came in time.
+    fragment_sent: Of its last update, if it has not been answered.
+    slot_told: Round for which it was last told to make steps.
+    steps_told: How many, from one update to the next.
     versions_P: Of the shared fragments it has; -1 for none.
     is_new_P: Whether it has yet to train a full period of a fragment.
     committed_P: Batches of its data that count in each fragment.
@@ -78,6 +82,8 @@ class Member:
   session: str = ''
   is_present: bool = False
   slot_sent: int = -1
+  slot_told: int = -1
+  steps_told: int = 1
   fragment_sent: int | None = None
   versions_P: list[int] = dataclasses.field(default_factory=list)
   is_new_P: list[bool] = dataclasses.field(default_factory=list)

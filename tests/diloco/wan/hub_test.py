@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from efficient_llm.data import pipeline
 from efficient_llm.diloco import compression, fragments, outer, screening
 from efficient_llm.diloco.wan import config as config_lib
+from efficient_llm.diloco.wan import exchange as exchange_lib
 from efficient_llm.diloco.wan import hub as hub_lib
 from efficient_llm.diloco.wan import messages, shared_model
 from efficient_llm.models import transformer
@@ -390,3 +391,52 @@ def test_a_tokenizer_that_each_island_would_train_is_refused() -> None:
   )
   with pytest.raises(ValueError, match='would be trained by each island on'):
     config.validate()
+
+
+def test_one_that_is_late_is_back_in_step_after_its_next_update(
+  chat: talk.Talk,
+) -> None:
+  for name in 'abc':
+    chat.hub.members[name].speed = 2.0
+  chat.round('a', 'b', 'c')
+  for name in 'ab':
+    chat.send(name)
+  chat.now += 11.0
+  assert chat.hub.tick()
+  assert [chat.hear(name).steps for name in 'ab'] == [10, 10]
+  # Three seconds after the others have begun, with two steps a second.
+  chat.now += 3.0
+  chat.send('c')
+  chat.hub.members['c'].speed = 2.0
+  assert chat.hear('c').steps == 10 - 6
+  # Who only says that there is nothing yet is told the same again.
+  chat.now += 1.0
+  chat.hub.receive('c', chat.islands['c'].alive(talk.SIGNS))
+  assert chat.hear('c').steps == 10 - 6
+  chat.round('a', 'b', 'c')
+  chat.send('c')
+  assert chat.hub.members['c'].phase == 'sent'
+
+
+def test_what_was_said_to_an_earlier_process_is_not_obeyed(
+  chat: talk.Talk,
+) -> None:
+  chat.send('a')
+  chat.send('b')
+  chat.send('c')
+  assert chat.hub.tick()
+  frame = chat.hub.next_message('a')
+  assert frame is not None
+  # Killed and started again before it came.
+  del chat.islands['a'], chat.position['a']
+  params = shared_model.initial_params(chat.config)
+  new = exchange_lib.Exchange(
+    chat.config, shared_model.cut(chat.config, params)
+  )
+  orders = new.take(frame, position=0)
+  assert (orders.kind, orders.parts) == ('greet', ())
+  chat.hub.receive('a', new.hello(talk.SIGNS))
+  frame = chat.hub.next_message('a')
+  assert frame is not None
+  orders = new.take(frame, position=0)
+  assert (orders.kind, orders.position) == ('welcome', 10)
