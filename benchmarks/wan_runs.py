@@ -78,6 +78,7 @@ def _chaos() -> IslandsConfig:
     rounds=RoundConfig(
       grace_secs=3.0,
       deadline_secs=20.0,
+      max_late_rounds=2,
       patience_secs=15.0,
       poll_secs=10.0,
       ask_secs=0.5,

@@ -137,6 +137,7 @@ class Exchange:
       'params': self._params,
       'digests': self._digests_P,
       'rounds': self._rounds,
+      'firsts': [interval.first for interval in self._intervals_P],
     }
     return messages.encode(messages.Message('hello', fields))
 

@@ -215,15 +215,24 @@ class Hub:
     self._take_signs(member, message)
     count = len(self.shared.versions_P)
     digests = message.texts('digests', count)
-    is_founder = self.slot == 0 and not any(member.committed_P)
-    for p in range(count):
-      is_same = digests[p] == self.shared.digest(p)
-      member.versions_P[p] = self.shared.versions_P[p] if is_same else -1
-    # One that only lost its link has trained on, and owes what it has.
+    firsts = message.integers('firsts', count)
+    member.versions_P = [
+      self.shared.find(p, digest) for p, digest in enumerate(digests)
+    ]
     is_back = message.integer('rounds', high=1 << 40) > 0
-    if not (is_back and all(version >= 0 for version in member.versions_P)):
-      member.is_new_P = [not is_founder] * count
-    member.phase, member.is_present = 'hello', True
+    is_founder = self.slot == 0 and not any(member.committed_P)
+    member.is_new_P = [not (is_back or is_founder)] * count
+    # One that only lost its link has trained on, and owes what it has: unless
+    # some of it is counted, and only the answer was lost.
+    may_go_on = is_back and all(
+      version >= 0 and first >= committed
+      for version, first, committed in zip(
+        member.versions_P, firsts, member.committed_P, strict=True
+      )
+    )
+    member.phase = 'answered' if may_go_on else 'hello'
+    member.fragment_sent = None
+    member.is_present = True
 
   def _withdraw(self, member: Member) -> None:
     """Forgets an island's updates that no round has merged."""
@@ -621,6 +630,7 @@ class Hub:
         'versions': self.shared.versions_P,
         'members': saved,
         'counts': self.counts,
+        'digests': self.shared.digests_P,
         'fingerprint': self._wanted['config'],
         **self._metadata,
       },
@@ -635,7 +645,9 @@ class Hub:
         f'--workdir={self._workdir} holds a run of another configuration; use '
         'the same --config or another folder.'
       )
-    self.shared.restore(found.state, found.metadata['versions'])
+    self.shared.restore(
+      found.state, found.metadata['versions'], found.metadata['digests']
+    )
     self.slot = int(found.metadata['slot'])
     self.counts = dict(found.metadata['counts'])
     count = len(self.shared.versions_P)

@@ -8,7 +8,7 @@ the format could not express is owed, and sent with the next move.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -257,11 +257,29 @@ class SharedModel:
       tree['owed'] = self._owed_P
     return tree
 
-  def restore(self, tree: dict[str, Any], versions_P: Sequence[int]) -> None:
-    """Goes on from what `tree` gave."""
+  def find(self, fragment: int, digest: str) -> int:
+    """The version of a fragment that has a digest; -1 for none known."""
+    known = self.digests_P[fragment]
+    return next((v for v, found in known.items() if found == digest), -1)
+
+  def restore(
+    self,
+    tree: dict[str, Any],
+    versions_P: Sequence[int],
+    digests_P: Sequence[Mapping[Any, str]],
+  ) -> None:
+    """Goes on from what `tree` gave.
+
+    Args:
+      tree: All arrays.
+      versions_P: Of the fragments.
+      digests_P: By version, those of the last ones; JSON makes text of them.
+    """
     self.theta_P = cut(self._config, tree['params'])
     self._opt_P = list(tree['opt_state'])
     if 'owed' in tree:
       self._owed_P = list(tree['owed'])
     self.versions_P = list(versions_P)
     self._forget()
+    for digests, known in zip(self.digests_P, digests_P, strict=True):
+      digests |= {int(version): digest for version, digest in known.items()}

@@ -440,3 +440,40 @@ def test_what_was_said_to_an_earlier_process_is_not_obeyed(
   assert frame is not None
   orders = new.take(frame, position=0)
   assert (orders.kind, orders.position) == ('welcome', 10)
+
+
+def test_one_that_lost_its_link_goes_on_with_what_it_has(
+  chat: talk.Talk,
+) -> None:
+  chat.round('a', 'b', 'c')
+  chat.train('c', steps=10)
+  chat.hub.vanished('c')
+  chat.round('a', 'b')
+  # A hub that begins anew knows earlier versions as well.
+  chat.restart()
+  for name in 'abc':
+    orders = chat.join(name)
+    assert (orders.kind, orders.parts) == ('go', ())
+  tokens = chat.hub.members['c'].tokens
+  chat.send('c', steps=5)
+  chat.send('a')
+  chat.send('b')
+  assert chat.hub.tick()
+  assert chat.hub.members['c'].tokens == tokens + 15 * 64.0
+  assert _verdicts(chat) == dict.fromkeys('abc', 'accepted')
+
+
+def test_one_that_only_lost_the_answer_takes_what_is_shared(
+  chat: talk.Talk,
+) -> None:
+  for name in 'abc':
+    chat.send(name)
+  assert chat.hub.tick()
+  chat.hub.vanished('c')
+  orders = chat.join('c')
+  assert orders.kind == 'welcome'
+  assert [p for p, _ in orders.parts] == [0]
+  chat.hear('a')
+  chat.hear('b')
+  chat.round('a', 'b', 'c')
+  assert chat.hub.members['c'].tokens == 2 * 10 * 64.0
