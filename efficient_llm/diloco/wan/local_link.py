@@ -109,14 +109,22 @@ class LocalLink(contextlib.AbstractContextManager):
       return None
 
   def claim(self) -> bool:
-    """Whether a message is unanswered; then it is kept for `answer`."""
+    """Whether a message was read and is unanswered: kept for `answer`."""
     with self._lock:
-      self._is_claimed = self._is_open
+      self._is_claimed = self._is_open and self._inbox.empty()
       return self._is_claimed
 
   def answer(self, frame: bytes) -> None:
-    """Answers the message that was claimed."""
-    self._outbox.put(frame)
+    """Answers the message that was claimed.
+
+    Raises:
+      RuntimeError: If none was: it would answer the next one.
+    """
+    with self._lock:
+      if not self._is_claimed:
+        raise RuntimeError('no message is claimed')
+      self._is_open = self._is_claimed = False
+      self._outbox.put(frame)
 
   def _serve(self) -> None:
     while True:
@@ -138,16 +146,14 @@ class LocalLink(contextlib.AbstractContextManager):
   def _answered(self, frame: bytes) -> bytes:
     with self._lock:
       self._is_open, self._is_claimed = True, False
-    self._inbox.put(frame)
+      self._inbox.put(frame)
     while True:
       try:
-        answer = self._outbox.get(timeout=self._poll_secs)
-        with self._lock:
-          self._is_open = False
-        return answer
+        return self._outbox.get(timeout=self._poll_secs)
       except queue.Empty:
         with self._lock:
-          if self._is_claimed or not self._inbox.empty():
+          is_taken = self._is_claimed or not self._is_open
+          if is_taken or not self._inbox.empty():
             continue
           if (answer := self._idle()) is not None:
             self._is_open = False

@@ -40,6 +40,27 @@ def test_a_message_is_answered_by_who_claims_it(place: pathlib.Path) -> None:
     assert _await(answers) == b'yes'
 
 
+def test_a_message_is_answered_once_and_only_when_it_was_read(
+  place: pathlib.Path,
+) -> None:
+  with local_link.LocalLink(place, poll_secs=20.0, idle=lambda: None) as link:
+    first = _ask(place, b'a')
+    assert link.poll(20.0) == b'a'
+    assert link.claim()
+    link.answer(b'1')
+    # At once, whether the answer has been fetched or not.
+    assert not link.claim()
+    with pytest.raises(RuntimeError, match='no message is claimed'):
+      link.answer(b'for the next one')
+    assert _await(first) == b'1'
+    second = _ask(place, b'b')
+    assert not link.claim()
+    assert link.poll(20.0) == b'b'
+    assert link.claim()
+    link.answer(b'2')
+    assert _await(second) == b'2'
+
+
 def test_a_message_nobody_answers_is_answered_that_there_is_nothing(
   place: pathlib.Path,
 ) -> None:
