@@ -85,6 +85,7 @@ class Run:
     self._later: list[tuple[float, Callable[[], None]]] = []
     self._hurt: set[str] = set()
     self.faults: list[tuple[float, str, str]] = []
+    self.ended: list[str] = []
     self.secs = 0.0
 
   @property
@@ -156,12 +157,19 @@ class Run:
     self.secs = (self.hub / 'rounds.jsonl').stat().st_mtime - start
 
   def _check(self, end: float) -> None:
-    """Raises if a program has ended by itself, or it takes too long."""
-    for name, program in self._programs.items():
-      is_over = program.poll() not in (None, exits.DONE)
-      if (is_over and name not in self._hurt) or time.monotonic() > end:
-        log = (self._workdir / name / 'log.txt').read_text()[-2000:]
-        raise RuntimeError(f'{name} has ended or is late:\n{log}')
+    """Starts what has ended by itself again; raises if it takes too long."""
+    if time.monotonic() > end:
+      raise RuntimeError(f'it takes too long; see {self._workdir}')
+    for name, program in list(self._programs.items()):
+      if program.poll() in (None, exits.DONE) or name in self._hurt:
+        continue
+      log = (self._workdir / name / 'log.txt').read_text()[-2000:]
+      print(f'{name} has ended by itself:\n{log}', file=sys.stderr, flush=True)
+      self.ended.append(name)
+      if name == 'hub':
+        self._start_hub()
+      else:
+        self._start_island(self._names.index(name))
 
   def _pause(self) -> float:
     if self._random is None:
@@ -370,6 +378,7 @@ def _measure(rig: wan_links.Rig, secs: float, seed: int) -> dict[str, Any]:
         kind: sum(x[1] == kind for x in storm.faults)
         for kind in wan_chaos_simulated.FAULTS
       },
+      'ended_by_themselves': {k: run.ended for k, run in runs.items()},
       'rounds': status['storm']['round'],
       'rounds_lost': counts['rounds_lost'],
       'tokens_double_counted': wan_chaos_simulated.tokens_twice(
@@ -403,13 +412,14 @@ def main() -> None:
   """Measures and records, or says why it cannot."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true', help='90 s, not 600')
+  parser.add_argument('--secs', type=float, default=600.0, help='of the storm')
   parser.add_argument('--seed', type=int, default=0, help='of the faults')
   values = parser.parse_args()
   islands = wan_runs.get_config('chaos').islands
   try:
     flower_programs.check_installed()
     with wan_links.Rig(islands) as rig:
-      secs = 90.0 if values.quick else 600.0
+      secs = 90.0 if values.quick else values.secs
       result = _measure(rig, secs, values.seed)
   except (wan_links.UnavailableError, ValueError) as error:
     print(f'skipped: {error}')

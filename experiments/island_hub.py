@@ -10,6 +10,7 @@ and needs no accelerator.
 
 import pathlib
 import pickle
+import tempfile
 import time
 
 from absl import flags
@@ -52,9 +53,18 @@ def run(config: IslandsConfig, workdir: pathlib.Path) -> int:
         f'--page={page} is for other machines too, and anybody could read it; '
         'add --page_for_all if that is meant.'
       )
-  saved_ending.forget(workdir)
-  task = workdir / 'hub_task.pickle'
-  task.write_bytes(pickle.dumps(hub_app.Task(config, workdir, page)))
+  with tempfile.TemporaryDirectory(prefix='hub-') as launch:
+    task = hub_app.Task(config, workdir, page, pathlib.Path(launch))
+    return _run(task, folder, values.listen, values.port)
+
+
+def _run(task, folder: pathlib.Path, address: str, port: int) -> int:
+  """Runs Flower and the hub of a task."""
+  from efficient_llm.diloco.wan import keys
+
+  path = task.launch / 'task.pickle'
+  path.write_bytes(pickle.dumps(task))
+  workdir = task.workdir
   log = workdir / 'flower.log'
   home = workdir / 'flower'
   link = flower_programs.start(
@@ -65,28 +75,29 @@ def run(config: IslandsConfig, workdir: pathlib.Path) -> int:
       f'--ssl-keyfile={folder / keys.HUB_KEY}',
       '--enable-supernode-auth',
       '--disable-runtime-dependency-installation',
-      f'--host={values.listen}',
-      f'--port={values.port}',
+      f'--host={address}',
+      f'--port={port}',
     ],
     home=home,
     log=log,
   )
   begin = flower_programs.start(
-    ['start', str(folder), str(values.port), str(task)], home=home, log=log
+    ['start', str(folder), str(port), str(path)], home=home, log=log
   )
-  runner.say(f'Hub: port {values.port}, {len(keys.allowed(folder))} keys')
+  runner.say(f'Hub: port {port}, {len(keys.allowed(folder))} keys')
   try:
-    return _watch(workdir, link, begin, log)
+    return _watch(task, link, begin, log)
   finally:
     flower_programs.stop(begin)
     flower_programs.stop(link)
 
 
-def _watch(workdir: pathlib.Path, link, begin, log: pathlib.Path) -> int:
+def _watch(task, link, begin, log: pathlib.Path) -> int:
   """Repeats what the hub says until it has ended."""
+  workdir = task.workdir
   lines = saved_ending.Tail(workdir / 'hub.log')
   while True:
-    ending = saved_ending.read(workdir)
+    ending = saved_ending.read(task.launch)
     for line in lines.new():
       runner.say(line)
     if ending is not None:
@@ -96,7 +107,7 @@ def _watch(workdir: pathlib.Path, link, begin, log: pathlib.Path) -> int:
         f'the hub could not be started; see the end of {log}: another program '
         'may have its port.'
       )
-    if saved_ending.is_dead(workdir):
+    if saved_ending.is_dead(task.launch):
       ending = {'state': 'failed', 'reason': 'the hub was killed'}
       break
     time.sleep(_PAUSE_SECS)

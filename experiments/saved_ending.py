@@ -6,31 +6,25 @@ import os
 import pathlib
 from typing import Any
 
-ENDING, PROCESS = 'ending.json', 'process.txt'
+_ENDING, _PROCESS = 'ending.json', 'process.txt'
 
 
-def forget(workdir: pathlib.Path) -> None:
-  """Removes what an earlier process left behind."""
-  for name in (ENDING, PROCESS):
-    (workdir / name).unlink(missing_ok=True)
-
-
-def read(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read(launch: pathlib.Path) -> dict[str, Any] | None:
   """How it ended; None if it has not."""
   with contextlib.suppress(FileNotFoundError):
-    return json.loads((workdir / ENDING).read_bytes())
+    return json.loads((launch / _ENDING).read_bytes())
   return None
 
 
-def is_dead(workdir: pathlib.Path) -> bool:
+def is_dead(launch: pathlib.Path) -> bool:
   """Whether it began and is no more, without having ended."""
   try:
-    process = int((workdir / PROCESS).read_text())
+    process = int((launch / _PROCESS).read_text())
     os.kill(process, 0)
   except FileNotFoundError:
     return False
   except ProcessLookupError:
-    return read(workdir) is None
+    return read(launch) is None
   return False
 
 

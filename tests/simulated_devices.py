@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -17,19 +18,23 @@ def run(module: str) -> dict[str, Any]:
     module: A program of its own, as the number of simulated devices is fixed
       before jax starts.
   """
-  found = subprocess.run(
-    [sys.executable, '-m', module],
-    cwd=_ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-      # Compiles in half the time.
-      '--xla_backend_optimization_level=0',
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  with tempfile.TemporaryDirectory() as programs:
+    found = subprocess.run(
+      [sys.executable, '-m', module],
+      cwd=_ROOT,
+      env={
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+        # Compiles in half the time.
+        '--xla_backend_optimization_level=0',
+        # What is compiled to be read is not compiled again to be run.
+        'JAX_COMPILATION_CACHE_DIR': programs,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+      },
+      capture_output=True,
+      text=True,
+      check=False,
+    )
   assert found.returncode == 0, found.stderr
   return json.loads(found.stdout.splitlines()[-1])

@@ -2,13 +2,17 @@
 
 import json
 import pathlib
+import shutil
+from typing import Any
 
 import pytest
 
 from efficient_llm.training import trained_run
 from tests import binary, tiny
 
-pytest.importorskip('flwr', reason='needs the extra [wan]')
+_REASON = 'needs the extra [wan]'
+pytest.importorskip('flwr', reason=_REASON)
+keys: Any = pytest.importorskip('efficient_llm.diloco.wan.keys', reason=_REASON)
 
 
 def test_two_islands_train_with_a_hub_and_never_wait_for_it(
@@ -48,6 +52,50 @@ def test_two_islands_train_with_a_hub_and_never_wait_for_it(
     assert {kind for kind, _, _ in spans} == {'compute', 'sending'}
     # Encoding and applying take some of the time, and clocks are compared.
     assert _share_computed(spans) > 0.5
+
+
+@pytest.mark.slow
+def test_an_island_whose_key_the_hub_does_not_know_is_refused(
+  tmp_path: pathlib.Path,
+) -> None:
+  folder = tmp_path / 'keys'
+  keys.make(folder, hosts=[], islands=['known'])
+  keys.make(tmp_path / 'other', hosts=[], islands=['stranger'])
+  # The hub vouches for itself to it, but has no public half of its key.
+  key = shutil.copy(
+    tmp_path / 'other' / 'islands' / 'stranger.key', folder / 'islands'
+  )
+  port = binary.free_port()
+  hub = binary.start(
+    [
+      f'--keys={folder}',
+      '--listen=127.0.0.1',
+      f'--port={port}',
+      '--page=',
+      f'--workdir={tmp_path / "hub"}',
+    ],
+    cache=tmp_path / 'programs',
+    module='experiments.island_hub',
+  )
+  try:
+    island = binary.start(
+      [
+        f'--hub=127.0.0.1:{port}',
+        f'--key={key}',
+        f'--data={tiny.write_text(tmp_path / "text")}',
+        f'--workdir={tmp_path / "stranger"}',
+      ],
+      cache=tmp_path / 'programs',
+      module='experiments.island',
+    )
+    code, out, err = binary.finish(island)
+  finally:
+    hub.terminate()
+    hub.communicate()
+  assert (code, out) == (2, ''), err
+  line = err.splitlines()[-1]
+  assert line.startswith(f'error: --hub=127.0.0.1:{port} does not let --key=')
+  assert 'Traceback' not in err
 
 
 def _share_computed(spans: list[tuple[str, float, float]]) -> float:

@@ -48,11 +48,14 @@ class Task:
     config: The run.
     workdir: Its folder.
     page: HOST:PORT of the status page; None for none.
+    launch: Where it says that it began and how it ended: a folder of its own,
+      as a hub that was killed may end after the next one has begun.
   """
 
   config: IslandsConfig
   workdir: pathlib.Path
   page: str | None
+  launch: pathlib.Path
 
 
 @app.main()
@@ -63,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
   task: Task = pickle.loads(path.read_bytes())
   _log_to(task.workdir / 'hub.log')
   # In one step: who reads it must not find it empty.
-  strict_json.write_atomically(task.workdir / 'process.txt', str(os.getpid()))
+  strict_json.write_atomically(task.launch / 'process.txt', str(os.getpid()))
   hub: hub_lib.Hub | None = None
   ending: dict[str, Any] = {'state': 'failed', 'reason': 'interrupted'}
   try:
@@ -83,9 +86,10 @@ def main(grid: Grid, context: Context) -> None:
       hub.close()
       text = strict_json.to_json(status.status(hub), indent=2)
       strict_json.write_atomically(task.workdir / 'status.json', text)
-    strict_json.write_atomically(
-      task.workdir / 'ending.json', strict_json.to_json(ending)
-    )
+    with contextlib.suppress(FileNotFoundError):
+      strict_json.write_atomically(
+        task.launch / 'ending.json', strict_json.to_json(ending)
+      )
 
 
 def _log_to(path: pathlib.Path) -> None:
