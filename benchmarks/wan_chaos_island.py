@@ -55,13 +55,13 @@ class Trainer(trainer_lib.Trainer):
     for p in range(config.fragments.count):
       self.put(p, self.own(p), mixing=0.5)
     self._state = self._program.init_state()
-    self._workdir, self._step_secs, self._begin = workdir, step_secs, start
+    self._workdir, self._step_secs, self._start = workdir, step_secs, start
 
   def begin(self, *, step: int, position: int) -> None:
     """Says that it could begin, and waits for the others."""
     super().begin(step=step, position=position)
     (self._workdir / READY).touch()
-    while not self._begin.exists():
+    while not self._start.exists():
       time.sleep(_PAUSE_SECS)
 
   def step(self) -> trainer_lib.Step:

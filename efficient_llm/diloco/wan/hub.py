@@ -33,7 +33,7 @@ from efficient_llm.training import results, strict_json
 _SPAN_KINDS = ('compute', 'waiting', 'sending')
 _MAX_SPANS = 1000
 _HISTORY_KEPT, _REFUSALS_KEPT = 2000, 200
-_COUNTS = ('rounds', 'rounds_lost', 'late', 'refused', 'digest_mismatches')
+_COUNTS = ('rounds', 'late', 'refused', 'digest_mismatches')
 
 
 class StoppedError(ValueError):
@@ -208,7 +208,8 @@ class Hub:
         logging.warning('Island %s turned away: %s.', member.name, member.note)
         return
     session = message.text('session')
-    if session == member.session:
+    is_known = session == member.session
+    if is_known:
       # It still has in its parameters what it sent, and will send it again.
       self._withdraw(member)
     member.session = session
@@ -220,8 +221,12 @@ class Hub:
       self.shared.find(p, digest) for p, digest in enumerate(digests)
     ]
     is_back = message.integer('rounds', high=1 << 40) > 0
-    is_founder = self.slot == 0 and not any(member.committed_P)
-    member.is_new_P = [not (is_back or is_founder)] * count
+    if not is_back:
+      is_founder = self.slot == 0 and not any(member.committed_P)
+      member.is_new_P = [not is_founder] * count
+    elif not is_known:
+      # The hub is new, the island is not.
+      member.is_new_P = [False] * count
     # One that only lost its link has trained on, and owes what it has: unless
     # some of it is counted, and only the answer was lost.
     may_go_on = is_back and all(
@@ -488,7 +493,7 @@ class Hub:
       [update.weight for update in updates],
       shared_seen(self.members, updates),
     )
-    if merged.moved is None and merged.verdict.codes_M.any():
+    if merged.moved is None:
       self._reopen(updates, merged.verdict)
       return False
     lines = []
@@ -516,7 +521,6 @@ class Hub:
       # Waited for in vain once: not again, until it is heard of.
       self.members[name].is_present = False
     self.counts['rounds'] += 1
-    self.counts['rounds_lost'] += merged.moved is None
     self._record(
       {
         'slot': self.slot,
@@ -554,15 +558,13 @@ class Hub:
     return True
 
   def _reopen(self, updates: list[Update], verdict: screening.Verdict) -> None:
-    """Nothing that came counts: the round waits for others, and better ones."""
-    self._arrivals = []
+    """Nothing that came counts: all train on, and the round waits for it."""
+    self._arrivals, self._arrived = [], {}
+    self._opened = self._clock()
     for m, update in enumerate(updates):
       member = self.members[update.island]
-      if self._judge(member, update.fragment, verdict, m):
-        self._arrived.pop(update.island, None)
-        member.slot_sent = -1
-      else:
-        self._arrivals.append(update)
+      self._judge(member, update.fragment, verdict, m)
+      member.slot_sent = -1
 
   def _judge(
     self, member: Member, fragment: int, verdict: screening.Verdict, m: int

@@ -107,7 +107,7 @@ def test_an_island_that_stays_away_costs_the_grace_once(
     chat.hear(name)
   # The next round does not wait for it.
   chat.round('a', 'b')
-  assert chat.hub.counts['rounds_lost'] == 0
+  assert chat.hub.shared.versions_P == [chat.hub.slot] == [2]
 
 
 def test_a_late_update_counts_in_the_next_round(chat: talk.Talk) -> None:
@@ -211,8 +211,7 @@ def test_a_round_in_which_nothing_counts_stays_open(chat: talk.Talk) -> None:
   for name in 'abc':
     chat.send(name, scale=float('nan'))
   assert not chat.hub.tick()
-  assert chat.hub.counts['rounds_lost'] == 0
-  assert chat.hub.slot == 0
+  assert chat.hub.shared.versions_P == [chat.hub.slot] == [0]
   for name in 'abc':
     assert chat.hear(name).adopts_all
   chat.round('a', 'b', 'c')
@@ -360,6 +359,34 @@ def test_nothing_an_island_says_stops_the_hub(
   assert '\n' not in hub.members['a'].note
   hub.members['a'].phase = 'new'
   steady.join('a')
+
+
+def test_a_round_of_newcomers_alone_waits_until_they_count(
+  chat: talk.Talk,
+) -> None:
+  chat.round('a', 'b', 'c')
+  for name in 'abc':
+    chat.hub.vanished(name)
+  chat.join('new')
+  chat.send('new', steps=3)
+  assert not chat.hub.tick()
+  assert chat.hub.shared.versions_P == [chat.hub.slot] == [1]
+  orders = chat.hear('new')
+  assert (orders.kind, orders.steps) == ('go', 10)
+  chat.send('new', steps=10)
+  assert chat.hub.tick()
+  assert chat.hub.shared.versions_P == [chat.hub.slot] == [2]
+  assert chat.hub.members['new'].tokens == 10 * 64.0
+
+
+def test_a_newcomer_that_loses_its_link_is_still_new(chat: talk.Talk) -> None:
+  chat.round('a', 'b', 'c')
+  chat.join('new')
+  chat.train('new', steps=3)
+  chat.hub.vanished('new')
+  assert chat.join('new').kind == 'go'
+  chat.round('a', 'b', 'c', 'new', steps=3)
+  assert chat.hub.members['new'].tokens == 0.0
 
 
 def test_a_checkpoint_of_the_hub_is_read_as_that_of_any_run(
