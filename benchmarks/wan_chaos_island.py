@@ -51,23 +51,23 @@ class Trainer(trainer_lib.Trainer):
   ):
     super().__init__(config, batches)
     # Compiles all, so that the first step takes no longer than others.
-    super().step()
+    super().step(0)
     for p in range(config.fragments.count):
       self.put(p, self.own(p), mixing=0.5)
-    self._state = self._program.init_state()
+    self._state, self._at = self._program.init_state(), 0
     self._workdir, self._step_secs, self._start = workdir, step_secs, start
 
-  def begin(self, *, step: int, position: int) -> None:
+  def begin(self, position: int) -> None:
     """Says that it could begin, and waits for the others."""
-    super().begin(step=step, position=position)
+    super().begin(position)
     (self._workdir / READY).touch()
     while not self._start.exists():
       time.sleep(_PAUSE_SECS)
 
-  def step(self) -> trainer_lib.Step:
+  def step(self, at: int) -> trainer_lib.Step:
     """A step, and a pause until its time is over."""
     end = time.monotonic() + self._step_secs
-    found = super().step()
+    found = super().step(at)
     time.sleep(max(0.0, end - time.monotonic()))
     return found
 

@@ -81,6 +81,7 @@ class _Island:
   Attributes:
     exchange: With the hub.
     own_P: Its parameters.
+    sent_own: Those of the fragment under way.
     random: Of its noise.
     orders: What it was last told.
     has_message: Whether a message of the hub waits for its answer.
@@ -91,11 +92,11 @@ class _Island:
   exchange: exchange_lib.Exchange
   own_P: list[Fragment]
   random: np.random.Generator
+  sent_own: Fragment | None = None
   orders: exchange_lib.Orders | None = None
   has_message: bool = False
   position: int = 0
   steps: int = 0
-  since: int = 0
   credit: float = 0.0
   bad: str = ''
   last_frame: bytes = b''
@@ -225,12 +226,17 @@ class _World:
     if orders.kind == 'greet':
       self._say(name, island.exchange.hello(self._signs(island)))
       return
+    before_P = list(island.own_P)
     if island.orders is None:
       island.position = orders.position
       island.exchange.begin_at(orders.position)
       island.own_P = [dict(part) for part in island.exchange.theta_P]
+    sent, island.sent_own = island.sent_own, None
     for p, values in orders.parts:
       island.own_P[p] = dict(values)
+      if sent is not None and not orders.adopts_all:
+        own = before_P[p]
+        island.own_P[p] = {x: values[x] + own[x] - sent[x] for x in values}
     island.orders, island.has_message = orders, True
 
   def _say(self, name: str, frame: bytes) -> None:
@@ -249,7 +255,7 @@ class _World:
     while island.credit >= 1.0:
       island.credit -= 1.0
       self._step(island)
-    if island.since >= orders.steps and island.has_message:
+    if island.exchange.since_sent >= orders.steps and island.has_message:
       self._send(name, island, orders.fragment)
 
   def _step(self, island: _Island) -> None:
@@ -261,10 +267,10 @@ class _World:
     island.exchange.trained(_TOKENS_PER_STEP)
     island.position += 1
     island.steps += 1
-    island.since += 1
 
   def _send(self, name: str, island: _Island, fragment: int) -> None:
     theta = island.exchange.theta_P[fragment]
+    island.sent_own = dict(island.own_P[fragment])
     factor = FACTORS.get(island.bad, 1.0)
     own = {
       leaf: theta[leaf] + np.float32(factor) * (x - theta[leaf])
@@ -280,7 +286,7 @@ class _World:
         self.bad_sent.add((name, island.position))
       self._say(name, frame)
       island.last_frame = frame
-    island.bad, island.since, island.has_message = '', 0, False
+    island.bad, island.has_message = '', False
 
   def _signs(self, island: _Island) -> dict[str, Any]:
     return {

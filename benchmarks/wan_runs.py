@@ -29,7 +29,7 @@ def get_config(arm: str) -> IslandsConfig:
   fragments = FragmentConfig()
   if is_streaming:
     compression = CompressionConfig(format='int4')
-    fragments = FragmentConfig(count=4, overlap_steps=5, mixing=0.5)
+    fragments = FragmentConfig(count=4, overlap_steps=5)
   return IslandsConfig(
     model=transformer.TransformerConfig(
       vocab_size=256, num_layers=8, embed_dim=112, num_heads=4
@@ -68,9 +68,7 @@ def _chaos() -> IslandsConfig:
     islands=6,
     sync_period=40,
     outer=OuterConfig(learning_rate=0.7, momentum=0.5),
-    # What islands keep of their own sums to nothing, so that their updates
-    # point away from each other: a wrong sign shows only without it.
-    fragments=FragmentConfig(count=2, overlap_steps=4, mixing=0.0),
+    fragments=FragmentConfig(count=2, overlap_steps=4),
     compression=small,
     down_compression=small,
     # The sign of an update shows only beside those of others.

@@ -62,16 +62,16 @@ class StandIn:
     """The batch after the last one."""
     return self._position
 
-  def begin(self, *, step: int, position: int) -> None:
+  def begin(self, position: int) -> None:
     """Says that it could begin, and waits for the others."""
-    del step
     self._position = position
     (self._workdir / READY).touch()
     while self._start is not None and not self._start.exists():
       time.sleep(_PAUSE_SECS)
 
-  def step(self) -> trainer_lib.Step:
+  def step(self, at: int) -> trainer_lib.Step:
     """Sleeps, and notes when."""
+    del at
     start = time.time()
     is_fast = self._steps < self._fast_steps
     time.sleep(self._step_secs / 10 if is_fast else self._step_secs)
@@ -92,12 +92,20 @@ class StandIn:
       }
     return self._own_P[fragment]
 
-  def put(self, fragment: int, values: Fragment, *, mixing: float) -> None:
-    """Takes the shared parameters, or a mixture."""
+  def put(
+    self,
+    fragment: int,
+    values: Fragment,
+    *,
+    mixing: float,
+    since: Fragment | None = None,
+  ) -> None:
+    """Takes the shared parameters, and a share of its own since then."""
     if mixing:
       own, kept = self.own(fragment), np.float32(mixing)
+      since = values if since is None else since
       values = {
-        name: kept * own[name] + (1 - kept) * x for name, x in values.items()
+        name: x + kept * (own[name] - since[name]) for name, x in values.items()
       }
     self._pending_P[fragment] = 0
     self._own_P[fragment] = values

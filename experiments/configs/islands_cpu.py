@@ -25,7 +25,7 @@ def get_config(variant: str = 'streaming') -> IslandsConfig:
   compression = CompressionConfig(format='int4' if is_streaming else 'int8')
   fragments = FragmentConfig()
   if is_streaming:
-    fragments = FragmentConfig(count=2, overlap_steps=5, mixing=0.5)
+    fragments = FragmentConfig(count=2, overlap_steps=5)
   return IslandsConfig(
     model=presets.get('ladder_200k'),
     data=pipeline.DataConfig(sequence_length=128, batch_size=4),

@@ -37,6 +37,9 @@ class RoundConfig:
       comes half of that later on average.
     match_speeds: Slower islands make fewer steps between two updates, so that
       all send about at once.
+    on_answer: What an island does with what it has learned of a fragment since
+      it sent it: 'keep' adds it to the shared parameters; 'mix' weighs both by
+      `fragments.mixing`, as Streaming DiLoCo does.
     expel_after: Refused updates in a row after which an island has to go; None
       for never.
     on_mismatch: Where an island's shared parameters are not those of the hub,
@@ -52,6 +55,7 @@ class RoundConfig:
   poll_secs: float = 60.0
   ask_secs: float = 3.0
   match_speeds: bool = True
+  on_answer: Literal['keep', 'mix'] = 'keep'
   expel_after: int | None = None
   on_mismatch: Literal['stop', 'expel'] = 'stop'
 
@@ -139,6 +143,11 @@ class IslandsConfig(pretrain.PretrainConfig):
     self.fragments.check(
       num_layers=self.model.num_layers, sync_period=self.sync_period
     )
+    if self.fragments.mixing and self.rounds.on_answer == 'keep':
+      raise ValueError(
+        f'fragments.mixing={self.fragments.mixing} is not used with '
+        "rounds.on_answer='keep'; set it to 0, or rounds.on_answer='mix'."
+      )
     self.screening.check(num_islands=self.islands)
     super().validate()
     if self.outer.optimizer == 'delayed_nesterov':

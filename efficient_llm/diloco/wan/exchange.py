@@ -44,12 +44,14 @@ class Sent:
     owed: What the island owed before it.
     interval: What it held.
     last: Batch after its last one.
+    steps: Made between the one before it and this one.
   """
 
   fragment: int
   owed: Fragment | None
   interval: Interval
   last: int
+  steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Orders:
     kind: 'greet', 'welcome', 'go', 'stop' or 'refuse'.
     fragment: To send next.
     steps: To make until then.
-    step: Of the fastest island, for one that begins.
+    step: Of the fastest island, as the round begins.
     position: Batch of its data to begin with, for one that begins.
     parts: New values of shared fragments.
-    adopts_all: Whether these replace the island's own whatever the mixing.
+    adopts_all: Whether these replace all of the island's own.
     reason: Why it is refused, or its last update was.
   """
 
@@ -104,7 +106,8 @@ class Exchange:
     ]
     self._intervals_P = [Interval(0) for _ in self.theta_P]
     self._sent: Sent | None = None
-    self._rounds = 0
+    self._rounds = self._number = 0
+    self._since_sent = 0
 
   def compile(self) -> None:
     """Compiles what updates and answers need, so that training never waits."""
@@ -116,28 +119,37 @@ class Exchange:
     """Whether an update is under way."""
     return self._sent is not None
 
+  @property
+  def since_sent(self) -> int:
+    """Steps since the last update that was not in vain."""
+    return self._since_sent
+
   def trained(self, tokens: float) -> None:
     """Counts an inner step."""
+    self._since_sent += 1
     for interval in self._intervals_P:
       interval.steps += 1
       interval.tokens += tokens
 
   def hello(self, signs: dict[str, Any]) -> bytes:
-    """Who this is; what was under way counts as lost.
+    """Who this is, and what is under way: it may be counted, or lost.
 
     Args:
       signs: What the island says of itself.
     """
-    self._take_back()
+    self._number += 1
+    sent = self._sent
     fields = {
       **signs,
       'session': self.session,
+      'number': self._number,
       'config': config_lib.fingerprint(self._config),
       'layout': shared_model.layout(self.theta_P),
       'params': self._params,
       'digests': self._digests_P,
       'rounds': self._rounds,
       'firsts': [interval.first for interval in self._intervals_P],
+      'sent': None if sent is None else [sent.fragment, sent.last],
     }
     return messages.encode(messages.Message('hello', fields))
 
@@ -170,7 +182,10 @@ class Exchange:
     delta = {name: x - own[name] for name, x in self.theta_P[fragment].items()}
     arrays, _, new_owed = self._up.compress(delta, owed)
     self._owed_P[fragment] = new_owed
-    self._sent = Sent(fragment, owed, dataclasses.replace(interval), position)
+    self._sent = Sent(
+      fragment, owed, dataclasses.replace(interval), position, self._since_sent
+    )
+    self._since_sent = 0
     fields = {
       **self._signed(signs),
       'fragment': fragment,
@@ -208,6 +223,7 @@ class Exchange:
     adopts_all = message.fields.get('adopt') is True
     if message.kind == 'welcome':
       self._take_back()
+      self._since_sent = 0
     said = {part.get('fragment') for part in parts if isinstance(part, dict)}
     if self._sent is not None and self._sent.fragment not in said:
       # Not taken: its work is in the next one.
@@ -239,6 +255,7 @@ class Exchange:
   def begin_at(self, position: int) -> None:
     """No batch before this one counts, nor will."""
     self._intervals_P = [Interval(position) for _ in self.theta_P]
+    self._since_sent = 0
 
   def _begin(self, fragment: int, position: int, *, keeps_owed: bool) -> None:
     """Measures from a new anchor: what was answered is no longer to be sent."""
@@ -261,12 +278,15 @@ class Exchange:
     """The update under way was never sent."""
     if self._sent is not None:
       self._owed_P[self._sent.fragment] = self._sent.owed
+      self._since_sent += self._sent.steps
       self._sent = None
 
   def _signed(self, signs: dict[str, Any]) -> dict[str, Any]:
+    self._number += 1
     return {
       **signs,
       'session': self.session,
+      'number': self._number,
       'versions': self.versions_P,
       'digests': self._digests_P,
     }

@@ -177,6 +177,7 @@ class Hub:
       # A word of a process that is no more, or was never welcomed.
       member.phase = 'new'
       return
+    self._take_number(member, message)
     self._take_signs(member, message)
     self._check_digests(member, message)
     if member.phase == 'expelled':
@@ -210,9 +211,10 @@ class Hub:
     session = message.text('session')
     is_known = session == member.session
     if is_known:
+      self._take_number(member, message)
       # It still has in its parameters what it sent, and will send it again.
       self._withdraw(member)
-    member.session = session
+    member.session, member.number = session, message.integer('number')
     self._take_signs(member, message)
     count = len(self.shared.versions_P)
     digests = message.texts('digests', count)
@@ -227,17 +229,31 @@ class Hub:
     elif not is_known:
       # The hub is new, the island is not.
       member.is_new_P = [False] * count
-    # One that only lost its link has trained on, and owes what it has: unless
-    # some of it is counted, and only the answer was lost.
+    sent = message.fields.get('sent')
+    ends = list(firsts)
+    answers = None
+    if sent is not None:
+      fragment, last = message.integers('sent', 2)
+      if fragment < count and last == member.committed_P[fragment] > 0:
+        # Only the answer was lost.
+        answers, ends[fragment] = fragment, last
+    # One that only lost its link has trained on, and owes what it has.
     may_go_on = is_back and all(
-      version >= 0 and first >= committed
-      for version, first, committed in zip(
-        member.versions_P, firsts, member.committed_P, strict=True
+      version >= 0 and end >= committed
+      for version, end, committed in zip(
+        member.versions_P, ends, member.committed_P, strict=True
       )
     )
     member.phase = 'answered' if may_go_on else 'hello'
-    member.fragment_sent = None
+    member.fragment_sent = answers if may_go_on else None
     member.is_present = True
+
+  def _take_number(self, member: Member, message: messages.Message) -> None:
+    """Refuses a message that came before; what it stood for is still there."""
+    number = message.integer('number')
+    if number <= member.number:
+      raise messages.MessageError(f'its message {number} is replayed.')
+    member.number = number
 
   def _withdraw(self, member: Member) -> None:
     """Forgets an island's updates that no round has merged."""

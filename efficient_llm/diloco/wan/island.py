@@ -3,6 +3,8 @@
 It never stops to send. With an overlap it trains on until the answer is there;
 without one it waits for it, as DiLoCo does, but no longer than
 `rounds.patience_secs`.
+
+Over 300 lines: one loop, and all that may interrupt it.
 """
 
 import dataclasses
@@ -42,13 +44,20 @@ class Trainer(Protocol):
   @property
   def position(self) -> int: ...
 
-  def begin(self, *, step: int, position: int) -> None: ...
+  def begin(self, position: int) -> None: ...
 
-  def step(self) -> trainer_lib.Step: ...
+  def step(self, at: int) -> trainer_lib.Step: ...
 
   def own(self, fragment: int) -> Fragment: ...
 
-  def put(self, fragment: int, values: Fragment, *, mixing: float) -> None: ...
+  def put(
+    self,
+    fragment: int,
+    values: Fragment,
+    *,
+    mixing: float,
+    since: Fragment | None = None,
+  ) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +101,20 @@ class Island:
     self._exchange = exchange or exchange_lib.Exchange(
       config, shared_model.cut(config, shared_model.initial_params(config))
     )
+    self._steps_a_round = config.slot_step(1)
     self._lock = threading.Lock()
     self._spans: list[list[Any]] = []
     self._steps = 0
-    self._since_sent = 0
+    # Since the last orders.
+    self._since_told = 0
     self._tokens = self._compute_secs = self._waiting_secs = 0.0
     self._speed: float | None = None
     self._loss: float | None = None
     self._rounds = 0
     self._orders: exchange_lib.Orders | None = None
     self._held: exchange_lib.Orders | None = None
+    # Its own parameters of the fragment under way.
+    self._sent_own: tuple[int, Fragment] | None = None
     self._sent_at = 0.0
     self._is_alone = False
 
@@ -175,6 +188,7 @@ class Island:
       # An answer that came before the last one was applied.
       self._apply(self._held)
     self._orders = self._held = orders
+    self._since_told = 0
     self._is_alone = False
 
   def _begin(self, orders: exchange_lib.Orders) -> None:
@@ -183,7 +197,7 @@ class Island:
     # All that the hub has now, and not the parameters of step 0.
     for p, values in enumerate(self._exchange.theta_P):
       self._trainer.put(p, values, mixing=0.0)
-    self._trainer.begin(step=orders.step, position=orders.position)
+    self._trainer.begin(orders.position)
     logging.info(
       'Welcome: step %d, batch %d of the data', orders.step, orders.position
     )
@@ -193,19 +207,26 @@ class Island:
     if held is None:
       return
     overlap = self._config.fragments.overlap_steps
-    if held.adopts_all or self._since_sent >= overlap:
+    if held.adopts_all or self._exchange.since_sent >= overlap:
       self._apply(held)
       self._held = None
 
   def _apply(self, orders: exchange_lib.Orders) -> None:
-    mixing = 0.0 if orders.adopts_all else self._config.fragments.mixing
+    sent, self._sent_own = self._sent_own, None
+    keeps = self._config.rounds.on_answer == 'keep'
     for p, values in orders.parts:
-      self._trainer.put(p, values, mixing=mixing)
+      if orders.adopts_all:
+        self._trainer.put(p, values, mixing=0.0)
+      elif keeps and sent is not None and sent[0] == p:
+        self._trainer.put(p, values, mixing=1.0, since=sent[1])
+      else:
+        mixing = self._config.fragments.mixing
+        self._trainer.put(p, values, mixing=mixing)
 
   def _is_due(self) -> bool:
     assert self._orders is not None
     return (
-      self._since_sent >= self._orders.steps
+      self._exchange.since_sent >= self._orders.steps
       and not self._exchange.awaits_answer
       and self._held is None
     )
@@ -247,16 +268,21 @@ class Island:
       frame = self._exchange.update(
         fragment, own, position=self._trainer.position, signs=self._signs()
       )
-    self._since_sent = 0
+    if self._config.rounds.on_answer == 'keep':
+      self._sent_own = fragment, own
     self._sent_at = time.time()
     link.answer(frame)
 
   def _step(self) -> None:
+    assert self._orders is not None
+    # No further than its round: the learning rate follows the run, and not an
+    # island that is slower than others or out of the hub's sight.
+    gone = min(self._since_told, self._steps_a_round)
     start = time.time()
-    found = self._trainer.step()
+    found = self._trainer.step(self._orders.step + gone)
     end = time.time()
     self._steps += 1
-    self._since_sent += 1
+    self._since_told += 1
     self._tokens += found.tokens
     self._compute_secs += end - start
     # The first one compiles.

@@ -59,6 +59,8 @@ class Member:
     num_fragments: Of the model.
     phase: What it is told next.
     session: The island's process; another one begins with the shared state.
+    number: Of the last message of that process; one that comes again is told
+      by it.
     is_present: Whether rounds wait for it.
     slot_sent: Round to which its update came in time.
     fragment_sent: Of its last update, if it has not been answered.
@@ -80,6 +82,7 @@ class Member:
   num_fragments: int
   phase: Phase = 'new'
   session: str = ''
+  number: int = 0
   is_present: bool = False
   slot_sent: int = -1
   slot_told: int = -1

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from efficient_llm import sharding
 from efficient_llm.data import iterator
@@ -13,6 +14,7 @@ from efficient_llm.diloco.wan import fragment_codec, shared_model
 from efficient_llm.diloco.wan.config import IslandsConfig
 from efficient_llm.diloco.wan.fragment_codec import Fragment
 from efficient_llm.training import pretrain
+from efficient_llm.training import state as state_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,23 @@ class Step:
 
   loss: float | None
   tokens: float
+
+
+def _moved_to(state: state_lib.TrainState, at: int) -> state_lib.TrainState:
+  """The state at another step of the schedule, its moments as they are."""
+
+  def put(old: jax.Array) -> jax.Array:
+    return jax.device_put(np.int32(at), old.sharding)
+
+  def is_schedule(x: Any) -> bool:
+    return isinstance(x, optax.ScaleByScheduleState)
+
+  opt_state = jax.tree.map(
+    lambda x: x._replace(count=put(x.count)) if is_schedule(x) else x,
+    state.opt_state,
+    is_leaf=is_schedule,
+  )
+  return state.replace(step=put(state.step), opt_state=opt_state)
 
 
 class Trainer:
@@ -43,27 +62,30 @@ class Trainer:
     with jax.set_mesh(self._mesh):
       self._state = self._program.init_state()
     self._fragments = shared_model.make_fragments(config)
+    self._at = 0
 
   @property
   def position(self) -> int:
     """The batch after the last one trained on."""
     return int(self._batches.get_state()['next_step'])
 
-  def begin(self, *, step: int, position: int) -> None:
+  def begin(self, position: int) -> None:
     """Takes up a run.
 
     Args:
-      step: Of the fastest island, which the learning rate follows.
       position: Batch of the island's data to go on with.
     """
     self._batches.seek(position)
-    where = self._state.step.sharding
-    self._state = self._state.replace(
-      step=jax.device_put(np.int32(step), where)
-    )
 
-  def step(self) -> Step:
-    """Makes an inner step."""
+  def step(self, at: int) -> Step:
+    """Makes an inner step.
+
+    Args:
+      at: Step of the run, which the learning rate follows.
+    """
+    if at != self._at:
+      self._state = _moved_to(self._state, at)
+    self._at = at + 1
     batch = sharding.to_global(
       dict(next(self._batches)), sharding=self._program.batch_sharding
     )
@@ -79,22 +101,36 @@ class Trainer:
     with jax.set_mesh(self._mesh):
       taken = self._fragments.take(self._state.params, fragment)
     with fragment_codec.on_cpu():
+      # Copies: what is on the device is overwritten by the next step.
       return {
-        name: np.asarray(jax.device_get(x), np.float32)
-        for name, x in taken.items()
+        name: np.array(x, np.float32)
+        for name, x in jax.device_get(taken).items()
       }
 
-  def put(self, fragment: int, values: Fragment, *, mixing: float) -> None:
+  def put(
+    self,
+    fragment: int,
+    values: Fragment,
+    *,
+    mixing: float,
+    since: Fragment | None = None,
+  ) -> None:
     """Replaces the island's parameters.
 
     Args:
       fragment: Its number.
       values: The shared ones.
       mixing: Share of the island's own that stays.
+      since: What its own were; that share of what they have moved since then is
+        added. None measures it from the shared ones.
     """
     with jax.set_mesh(self._mesh):
       params = self._mixed(
-        self._state.params, values, mixing, fragment=fragment
+        self._state.params,
+        values,
+        values if since is None else since,
+        mixing,
+        fragment=fragment,
       )
     self._state = self._state.replace(params=params)
 
@@ -103,11 +139,16 @@ class Trainer:
     fragments = self._fragments
 
     def mixed(
-      params: Any, values: Fragment, mixing: Any, *, fragment: int
+      params: Any,
+      values: Fragment,
+      since: Fragment,
+      mixing: Any,
+      *,
+      fragment: int,
     ) -> Any:
       own = fragments.take(params, fragment)
       new = {
-        name: mixing * own[name] + (1 - mixing) * x
+        name: x + mixing * (own[name] - since[name])
         for name, x in values.items()
       }
       # So that values that are not finite are replaced as well.

@@ -175,6 +175,59 @@ def test_tokens_count_once_however_often_an_update_is_sent(
   assert chat.hub.members['a'].tokens == 1280.0
 
 
+def test_a_replay_in_the_place_of_an_update_costs_nothing(
+  chat: talk.Talk,
+) -> None:
+  old = chat.send('a')
+  chat.round('b', 'c')
+  chat.hear('a')
+  chat.train('a')
+  chat.update('a')
+  chat.hub.receive('a', old)
+  orders = chat.hear('a')
+  assert (orders.kind, orders.adopts_all) == ('go', False)
+  # It has made the steps that it is told to make: it sends at once.
+  assert chat.islands['a'].since_sent == orders.steps == 10
+  chat.hub.receive('a', chat.update('a'))
+  chat.round('b', 'c')
+  assert chat.hub.members['a'].tokens == 1280.0
+
+
+@pytest.mark.parametrize('restarts', [False, True])
+def test_an_answer_that_was_lost_is_given_again(
+  chat: talk.Talk, restarts: bool
+) -> None:
+  for name in 'abc':
+    chat.send(name)
+  assert chat.hub.tick()
+  # It trains on, and the answer never comes.
+  assert chat.hub.next_message('a') is not None
+  chat.train('a', steps=7)
+  if restarts:
+    chat.restart()
+  else:
+    chat.hub.vanished('a')
+  orders = chat.join('a')
+  assert (orders.kind, orders.adopts_all) == ('go', False)
+  assert [p for p, _ in orders.parts] == [0]
+  assert talk.same(chat.islands['a'].theta_P, chat.hub.shared.theta_P)
+  for name in 'bc':
+    if restarts:
+      chat.join(name)
+    else:
+      chat.hear(name)
+  chat.round('a', 'b', 'c')
+  assert chat.hub.members['a'].tokens == 64 * (10 + 7 + 10)
+
+
+def test_a_greeting_is_answered_once(chat: talk.Talk) -> None:
+  hello = chat.islands['a'].hello(talk.SIGNS)
+  chat.hub.receive('a', hello)
+  assert not chat.hub.members['a'].note
+  chat.hub.receive('a', hello)
+  assert 'replayed' in chat.hub.members['a'].note
+
+
 @pytest.mark.parametrize(
   ('scale', 'reason'),
   [
@@ -488,19 +541,3 @@ def test_one_that_lost_its_link_goes_on_with_what_it_has(
   assert chat.hub.tick()
   assert chat.hub.members['c'].tokens == tokens + 15 * 64.0
   assert _verdicts(chat) == dict.fromkeys('abc', 'accepted')
-
-
-def test_one_that_only_lost_the_answer_takes_what_is_shared(
-  chat: talk.Talk,
-) -> None:
-  for name in 'abc':
-    chat.send(name)
-  assert chat.hub.tick()
-  chat.hub.vanished('c')
-  orders = chat.join('c')
-  assert orders.kind == 'welcome'
-  assert [p for p, _ in orders.parts] == [0]
-  chat.hear('a')
-  chat.hear('b')
-  chat.round('a', 'b', 'c')
-  assert chat.hub.members['c'].tokens == 2 * 10 * 64.0

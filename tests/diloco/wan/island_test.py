@@ -1,6 +1,7 @@
 import json
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,18 @@ _ROUNDS = RoundConfig(
 )
 
 
+class _Trainer(trainer.Trainer):
+  """Notes where in the run its steps are."""
+
+  def __init__(self, *args: Any):
+    super().__init__(*args)
+    self.ats: list[int] = []
+
+  def step(self, at: int) -> trainer.Step:
+    self.ats.append(at)
+    return super().step(at)
+
+
 @pytest.mark.parametrize(
   'overlap', [1, pytest.param(0, marks=pytest.mark.slow)]
 )
@@ -33,10 +46,11 @@ def test_islands_train_to_the_end_and_agree_with_the_hub(
   config.validate()
   (tmp_path / 'hub').mkdir()
   hub = hub_lib.Hub(config, tmp_path / 'hub', clock=time.time)
-  islands = {}
+  islands, trainers = {}, []
   for i in range(2):
     batches = local_run.batches(config, tmp_path / 'cache', share=(i, 2))
-    island = island_lib.Island(config, trainer.Trainer(config, batches))
+    trainers.append(_Trainer(config, batches))
+    island = island_lib.Island(config, trainers[-1])
     islands[f'island-{i}'] = (island, local_run.DirectLink(island))
   outcomes = local_run.run(hub, islands)
   hub.close()
@@ -54,6 +68,10 @@ def test_islands_train_to_the_end_and_agree_with_the_hub(
     assert outcomes[name].steps >= 12
     if overlap:
       assert outcomes[name].waiting_secs == 0
+  for found in trainers:
+    # However many steps it makes, none is beyond the round that is open.
+    assert found.ats == sorted(found.ats)
+    assert 9 <= found.ats[-1] <= config.loop.num_steps
   now = status.status(hub)
   assert now['tokens'] == hub.tokens > 0
   assert 'What islands do' in status_page.render(hub)
