@@ -51,8 +51,8 @@ def get_config(arm: str) -> IslandsConfig:
       patience_secs=300.0,
       poll_secs=300.0,
       # A question is bytes as well, and its time is not dilated: as seldom as
-      # an overlap of 3.6 s allows.
-      ask_secs=0.6 if is_streaming else 0.2,
+      # an overlap of 5.7 s allows.
+      ask_secs=2.0 if is_streaming else 0.2,
       match_speeds=False,
     ),
   )

@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--quick', action='store_true', help='a minute')
   values = parser.parse_args(arguments)
-  plan = Plan(_SETTINGS, islands=8, dilation=32.0, periods=1)
+  plan = Plan(_SETTINGS, islands=8, dilation=20.0, periods=1)
   if values.quick:
     plan = Plan(_SETTINGS[-1:], islands=3, dilation=200.0, periods=1)
   found: dict[str, dict[str, Any]] = {}

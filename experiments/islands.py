@@ -1,6 +1,6 @@
 """A hub and islands on this machine, to learn how they work.
 
-python -m experiments.islands --local=4 --workdir=out/islands \
+python -m experiments.islands --local=4 --workdir=out/wan \
   --config=experiments/configs/islands_cpu.py
 
 Makes keys, starts experiments.island_hub and the islands as on machines of
@@ -25,7 +25,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'config', 'experiments/configs/islands_cpu.py', 'Configuration file.'
   )
-  flags.DEFINE_string('workdir', 'out/islands', 'Folder of the run.')
+  flags.DEFINE_string('workdir', 'out/wan', 'Folder of the run.')
   flags.DEFINE_string(
     'page', '127.0.0.1:8088', 'HOST:PORT of the status page; empty for none.'
   )

@@ -114,12 +114,14 @@ def _rule(source: str) -> str:
   return 'py_binary' if is_program else 'py_library'
 
 
-def _render(rule: str, **attributes: str | list[str]) -> str:
+def _render(rule: str, **attributes: str | int | list[str]) -> str:
   """Writes one rule as buildifier would."""
   lines = []
   for name, value in attributes.items():
     if isinstance(value, str):
       lines.append(f'    {name} = "{value}",')
+    elif isinstance(value, int):
+      lines.append(f'    {name} = {value},')
     elif len(value) == 1:
       lines.append(f'    {name} = ["{value[0]}"],')
     elif value:
@@ -141,6 +143,8 @@ def _test_rule(source: str) -> str:
     args=[source, *(['--slow'] if is_slow else [])],
     data=[':checkout' if reads_checkout else 'pyproject.toml'],
     imports=['.'],
+    # No __init__.py but ours.
+    legacy_create_init=0,
     main=_RUNNER,
     tags=['slow'] if is_slow else [],
     deps=sorted(

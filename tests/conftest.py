@@ -1,16 +1,20 @@
 """Settings of every test: --slow, how programs are compiled, hypothesis."""
 
+import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import hypothesis
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 # The first example of a property often compiles, so time says nothing.
 hypothesis.settings.register_profile('efficient_llm', deadline=None)
 hypothesis.settings.load_profile('efficient_llm')
+
+_PROGRAMS = 'EFFICIENT_LLM_TEST_PROGRAMS'
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update('jax_disable_most_optimizations', True)
     # For the processes that tests start.
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+  # Equal programs are compiled once, by whichever process is first.
+  if not hasattr(config, 'workerinput'):
+    folder = tempfile.mkdtemp(prefix='programs')
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ[_PROGRAMS] = folder
+  jax.config.update('jax_compilation_cache_dir', os.environ[_PROGRAMS])
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
 
 
 def pytest_collection_modifyitems(
@@ -39,6 +50,13 @@ def pytest_collection_modifyitems(
     items[:] = [item for item in items if item not in slow]
 
 
+def pytest_collection_finish() -> None:
+  # Tracing makes many objects and hardly any garbage in cycles: a tenth of the
+  # time was spent looking for some among all that was imported.
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 100)
+
+
 @pytest.fixture
 def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
   """Compiles a test's programs as users get them: for equality of bits."""
@@ -48,22 +66,3 @@ def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
   if not request.config.getoption('--slow'):
     jax.config.update('jax_disable_most_optimizations', True)
   jax.clear_caches()
-
-
-@pytest.fixture(scope='module')
-def compilation_cache(
-  tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[None]:
-  """Compiles equal programs of a module's tests once."""
-  fields = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
-    'jax_persistent_cache_min_compile_time_secs': 0.05,
-  }
-  before = {name: getattr(jax.config, name) for name in fields}
-  jax_cache.reset_cache()
-  for name, value in fields.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  jax_cache.reset_cache()

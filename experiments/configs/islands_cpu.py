@@ -1,7 +1,7 @@
 """Islands on one machine, to learn it: a byte-level model of 0.2 M parameters.
 
 Paper:    Douillard et al. 2025, Streaming DiLoCo, arXiv:2501.18512
-Command:  ./run.sh python -m experiments.islands --local=4 --workdir=out/islands
+Command:  ./run.sh python -m experiments.islands --local=4 --workdir=out/wan
 Hardware: two CPU cores
 Time:     not measured
 Expected: not measured

@@ -11,8 +11,6 @@ from efficient_llm.diloco import compression, fragments, schedule, screening
 from efficient_llm.diloco.config import DilocoConfig, MembershipConfig
 from tests.diloco import toy_islands
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _RATE, _MOMENTUM = 0.7, 0.9
 
 

@@ -10,8 +10,6 @@ from efficient_llm.diloco.config import MembershipConfig
 from efficient_llm.diloco.schedule import Schedule
 from tests.diloco import toy_islands
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _RATE, _MOMENTUM = 0.7, 0.9
 
 

@@ -24,8 +24,6 @@ from efficient_llm.training import loop, metrics, pretrain, saved_run
 from tests import tiny
 from tests.diloco import islands
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _AVERAGING = outer.OuterConfig(learning_rate=1.0, momentum=0.0)
 _CLOCK = {'time', 'step_secs', 'tokens_per_sec', 'mfu'}
 
@@ -55,8 +53,7 @@ def _hard(folder: pathlib.Path) -> DilocoConfig:
 
 
 @pytest.fixture(scope='module')
-def whole(folder: pathlib.Path, compilation_cache: None) -> loop.Outcome:
-  del compilation_cache
+def whole(folder: pathlib.Path) -> loop.Outcome:
   return train.train(_hard(folder), workdir=folder / 'whole')
 
 

@@ -10,8 +10,6 @@ from efficient_llm.diloco import train
 from efficient_llm.diloco.config import DilocoConfig
 from tests import tiny_images
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 
 @pytest.mark.slow
 def test_islands_learn_classes(tmp_path: pathlib.Path) -> None:

@@ -73,6 +73,7 @@ def _leaves(workdir: pathlib.Path) -> object:
   return json.loads(manifest.read_text())['leaves']
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_queued_again_and_ends_as_one_that_was_not_stopped(
   base: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

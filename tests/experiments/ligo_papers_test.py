@@ -16,7 +16,6 @@ from experiments import configuration
 from tests import tiny, tiny_images
 
 _FILE = 'experiments/configs/ligo_papers.py'
-pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 _PAIRS = [
   pytest.param('bert_small', 'bert_small_base', marks=pytest.mark.slow),

@@ -16,8 +16,6 @@ from efficient_llm.models import transformer
 from efficient_llm.training import metrics, objectives, pretrain, saved_run
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _SMALL = tiny.MODEL
 _LARGE = dataclasses.replace(tiny.MODEL, num_layers=2)
 _TAUGHT = config_lib.InheritConfig(weight=1.0, share_of_steps=0.5)
@@ -100,11 +98,8 @@ def test_the_teacher_s_share_falls_along_a_line() -> None:
 
 
 @pytest.fixture(scope='module')
-def folder(
-  tmp_path_factory: pytest.TempPathFactory, compilation_cache: None
-) -> pathlib.Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with a trained small model and its text."""
-  del compilation_cache
   folder = tmp_path_factory.mktemp('inheritance')
   text = tiny.write_text(folder)
   config = tiny.config(text, cache_dir=folder / 'cache', num_steps=4)

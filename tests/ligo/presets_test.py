@@ -59,6 +59,7 @@ def test_the_papers_pairs_grow_into_the_large_shapes(
   assert logits.shape == (1, num_places, large_model.vocab_size)
 
 
+@pytest.mark.slow
 def test_growth_on_eight_devices_is_that_on_one() -> None:
   found = simulated_devices.run('tests.ligo.eight_devices')
   assert found['parts'] == 8

@@ -17,18 +17,13 @@ from efficient_llm.models import transformer
 from efficient_llm.training import objectives, pretrain, saved_run
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _SMALL = dataclasses.replace(tiny.MODEL, num_layers=2)
 _LARGE = dataclasses.replace(tiny.MODEL, num_layers=4)
 
 
 @pytest.fixture(scope='module')
-def folder(
-  tmp_path_factory: pytest.TempPathFactory, compilation_cache: None
-) -> pathlib.Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with a trained small model and its text."""
-  del compilation_cache
   folder = tmp_path_factory.mktemp('stages')
   text = tiny.write_text(folder)
   config = dataclasses.replace(

@@ -28,19 +28,14 @@ from tests import tiny
 from tests.ligo import pairs
 from tests.models import architectures
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _LARGE = dataclasses.replace(
   tiny.MODEL, num_layers=2, embed_dim=32, num_heads=4
 )
 
 
 @pytest.fixture(scope='module')
-def folder(
-  tmp_path_factory: pytest.TempPathFactory, compilation_cache: None
-) -> pathlib.Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with a trained small model and its text."""
-  del compilation_cache
   folder = tmp_path_factory.mktemp('ligo')
   text = tiny.write_text(folder)
   config = tiny.config(text, cache_dir=folder / 'cache')

@@ -16,8 +16,6 @@ from efficient_llm.models import transformer
 from efficient_llm.training import metrics, pretrain, saved_run, trained_run
 from tests import tiny, tiny_images
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _LARGE = dataclasses.replace(
   tiny_images.MODEL, num_layers=4, embed_dim=32, num_heads=4
 )
@@ -31,11 +29,8 @@ _LEARN = config_lib.LearnConfig(
 
 
 @pytest.fixture(scope='module')
-def folder(
-  tmp_path_factory: pytest.TempPathFactory, compilation_cache: None
-) -> pathlib.Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with a trained small model and its images."""
-  del compilation_cache
   folder = tmp_path_factory.mktemp('ligo_vision')
   tiny_images.write_folder(folder / 'images', size=tiny_images.SIZE)
   pretrain.train(_base(folder), workdir=folder / 'small')
@@ -72,6 +67,7 @@ def test_a_lossless_method_keeps_the_loss_and_the_moments_grow(
   assert card['grown_loss'] == pytest.approx(card['small_loss'], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_learned_operator_lowers_the_loss_and_images_are_counted(
   folder: pathlib.Path,
 ) -> None:

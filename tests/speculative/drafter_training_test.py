@@ -4,13 +4,11 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding
@@ -28,25 +26,14 @@ from tests import tiny
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
-  """Holds the run of a target; equal programs compile once."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Holds the run of a target."""
   folder = tmp_path_factory.mktemp('drafter')
-  fields = {
-    'jax_compilation_cache_dir': str(folder / 'programs'),
-    'jax_persistent_cache_min_compile_time_secs': 0.05,
-  }
-  before = {name: getattr(jax.config, name) for name in fields}
-  jax_cache.reset_cache()
-  for name, value in fields.items():
-    jax.config.update(name, value)
   pretrain.train(
     tiny.config(tiny.write_text(folder / 'text'), eval_every=None),
     workdir=folder / 'target',
   )
-  yield folder
-  for name, value in before.items():
-    jax.config.update(name, value)
-  jax_cache.reset_cache()
+  return folder
 
 
 def _config(
@@ -78,6 +65,7 @@ def whole(folder: pathlib.Path) -> loop.Outcome:
   return drafter_training.train(config, workdir=folder / 'whole')
 
 
+@pytest.mark.slow
 def test_a_run_of_eagles_form_learns_and_is_exported(
   folder: pathlib.Path, whole: loop.Outcome
 ) -> None:
@@ -196,6 +184,7 @@ def test_no_parameter_of_the_target_is_compiled_in() -> None:
   assert sum(np.size(x) for x in jaxpr.consts) < tiny.SMALL_VOCAB.embed_dim
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_but_rounding() -> None:
   model, states = tiny.SMALL_VOCAB, []
   mesh = sharding.make_mesh(sharding.MeshConfig(), devices=jax.devices()[:1])

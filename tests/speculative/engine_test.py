@@ -238,6 +238,7 @@ def test_prompts_that_wait_join_and_say_the_same() -> None:
   _assert_same(found, _plain('stopped'))
 
 
+@pytest.mark.slow
 def test_the_rounded_model_is_nearly_always_right() -> None:
   plan, draft_params = _drafter_of('itself')
   tokens, lengths = _prompts()
@@ -319,6 +320,7 @@ def test_a_drafter_is_swapped_midway() -> None:
   assert sorted(ended) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_texts_that_arrive_midway_are_copied() -> None:
   """With the answers as texts nearly every draft is right."""
   plain, (tokens, lengths) = _plain('sampled'), _prompts()

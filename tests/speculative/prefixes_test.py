@@ -21,8 +21,6 @@ from efficient_llm.speculative import (
 from efficient_llm.speculative import generation as generation_lib
 from efficient_llm.speculative import state as state_lib
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _CONFIG = presets.get('test', vocab_size=13, max_positions=64)
 _SAMPLING = sampling.SamplingConfig(12, stop_tokens=(5,))
 _KEY = jax.random.key(2)

@@ -29,11 +29,8 @@ _LIMIT_SECS = 600
 
 
 @pytest.fixture(scope='module')
-def base(
-  tmp_path_factory: pytest.TempPathFactory, compilation_cache: None
-) -> pathlib.Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A model to begin with."""
-  del compilation_cache
   folder = tmp_path_factory.mktemp('base')
   config = small_run.config(
     rollout=rollout_config.RolloutConfig(speculation='ngram')

@@ -12,8 +12,6 @@ from efficient_llm.models import presets, sampling, transformer
 from efficient_llm.speculative import drafter, strategy_config
 from efficient_llm.tlt import backlog, rollout, rollout_config
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _CONFIG = presets.get('test', vocab_size=13, max_positions=64)
 _SAMPLING = sampling.SamplingConfig(16)
 _ROLLOUT = rollout_config.RolloutConfig(

@@ -27,8 +27,6 @@ from efficient_llm.tlt import (
   texts,
 )
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _CONFIG = presets.get('test', vocab_size=13, max_positions=64)
 _ROLLOUT = rollout_config.RolloutConfig(
   num_prompts=3,

@@ -36,8 +36,6 @@ from efficient_llm.training import (
 )
 from tests.tlt import small_run
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _FUNCTIONS = 'tests.tlt.reward_functions'
 # Whose rate does not depend on when a run is to end.
 _CONSTANT = optimizer.OptimizerConfig(
@@ -46,11 +44,8 @@ _CONSTANT = optimizer.OptimizerConfig(
 
 
 @pytest.fixture(scope='module')
-def whole_run(
-  tmp_path_factory: pytest.TempPathFactory, compilation_cache: None
-) -> pathlib.Path:
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A run of three steps from nothing."""
-  del compilation_cache
   workdir = tmp_path_factory.mktemp('tlt')
   assert train.train(small_run.config(), workdir=workdir).stopped_by is None
   return workdir
@@ -161,7 +156,8 @@ def test_plain_decoding_is_measured_of_whole_steps_only(
 
 
 @pytest.mark.parametrize(
-  'algorithm', ['dr_grpo', pytest.param('gspo', marks=pytest.mark.slow)]
+  'algorithm',
+  [pytest.param(x, marks=pytest.mark.slow) for x in ('dr_grpo', 'gspo')],
 )
 def test_every_algorithm_makes_several_updates_with_a_reference(
   whole_run: pathlib.Path, tmp_path: pathlib.Path, algorithm: Any

@@ -15,8 +15,6 @@ from efficient_llm.models import presets, sampling, transformer
 from efficient_llm.tlt import batches, update
 from efficient_llm.training import state as state_lib
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _CONFIG = presets.get('test', vocab_size=13, max_positions=16)
 _STEP = 4
 

@@ -25,8 +25,6 @@ from efficient_llm.training import (
 from experiments import runner
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 _ENCODER = dataclasses.replace(tiny.MODEL, causal=False)
 # One label for each of two pairs of words, among others that say nothing.
 _WORDS = {'greek': ('zeta', 'eta'), 'other': ('omega', 'theta')}
@@ -41,11 +39,8 @@ def _pretraining(folder: pathlib.Path) -> pretrain.PretrainConfig:
 
 
 @pytest.fixture(scope='module')
-def folder(
-  tmp_path_factory: pytest.TempPathFactory, compilation_cache: None
-) -> pathlib.Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with an encoder, a larger one grown of it, and labels."""
-  del compilation_cache
   folder = tmp_path_factory.mktemp('classification')
   tiny.write_text(folder)
   base = _pretraining(folder)
@@ -128,6 +123,7 @@ def test_training_begins_with_the_parameters_of_the_other_run(
   jax.tree.map(np.testing.assert_array_equal, params, saved)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_bit_for_bit(
   whole: loop.Outcome, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

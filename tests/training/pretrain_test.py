@@ -23,8 +23,6 @@ from efficient_llm.training import (
 )
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
@@ -41,8 +39,7 @@ def _config(folder: pathlib.Path, **changes: Any) -> pretrain.PretrainConfig:
 
 
 @pytest.fixture(scope='module')
-def whole(folder: pathlib.Path, compilation_cache: None) -> loop.Outcome:
-  del compilation_cache
+def whole(folder: pathlib.Path) -> loop.Outcome:
   return pretrain.train(_config(folder), workdir=folder / 'whole')
 
 

@@ -26,7 +26,6 @@ from experiments import plan_text
 from tests import tiny_images
 
 _PROGRESS = 'progress.txt'
-pytestmark = pytest.mark.usefixtures('compilation_cache')
 
 
 @pytest.fixture(scope='module')
@@ -43,8 +42,7 @@ def _config(folder: pathlib.Path, **changes: Any) -> pretrain.PretrainConfig:
 
 
 @pytest.fixture(scope='module')
-def whole(folder: pathlib.Path, compilation_cache: None) -> loop.Outcome:
-  del compilation_cache
+def whole(folder: pathlib.Path) -> loop.Outcome:
   config = _config(folder, num_steps=40, eval_every=20)
   shown = io.StringIO()
   with contextlib.redirect_stderr(shown):
