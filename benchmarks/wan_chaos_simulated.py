@@ -358,6 +358,7 @@ def _measure(secs: float) -> dict[str, Any]:
       'faults_by_kind': storm.faults,
       'rounds': storm.hub.slot,
       # Each is to move its fragment.
+      'rounds_reopened': storm.hub.counts['reopened'],
       'rounds_lost': storm.hub.slot - sum(storm.hub.shared.versions_P),
       'tokens_double_counted': tokens_twice(
         workdir, tokens_per_batch=_TOKENS_PER_STEP

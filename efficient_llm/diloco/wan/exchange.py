@@ -241,6 +241,8 @@ class Exchange:
       new.append((p, values))
     self._sent = None
     self._rounds += 1
+    if adopts_all:
+      self._since_sent = 0
     return Orders(
       kind=message.kind,
       fragment=message.integer('fragment', high=len(self.theta_P) - 1),
@@ -261,7 +263,7 @@ class Exchange:
     """Measures from a new anchor: what was answered is no longer to be sent."""
     sent = self._sent
     now = self._intervals_P[fragment]
-    if sent is not None and sent.fragment == fragment:
+    if sent is not None and sent.fragment == fragment and keeps_owed:
       self._intervals_P[fragment] = Interval(
         sent.last,
         now.steps - sent.interval.steps,

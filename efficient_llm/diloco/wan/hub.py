@@ -32,8 +32,9 @@ from efficient_llm.training import results, strict_json
 
 _SPAN_KINDS = ('compute', 'waiting', 'sending')
 _MAX_SPANS = 1000
+_MAX_SECS = 1e18
 _HISTORY_KEPT, _REFUSALS_KEPT = 2000, 200
-_COUNTS = ('rounds', 'late', 'refused', 'digest_mismatches')
+_COUNTS = ('rounds', 'reopened', 'late', 'refused', 'digest_mismatches')
 
 
 class StoppedError(ValueError):
@@ -177,7 +178,9 @@ class Hub:
       # A word of a process that is no more, or was never welcomed.
       member.phase = 'new'
       return
-    self._take_number(member, message)
+    if self._is_replayed(member, message):
+      member.phase = 'answered'
+      return
     self._take_signs(member, message)
     self._check_digests(member, message)
     if member.phase == 'expelled':
@@ -208,35 +211,40 @@ class Hub:
         )
         logging.warning('Island %s turned away: %s.', member.name, member.note)
         return
-    session = message.text('session')
-    is_known = session == member.session
-    if is_known:
-      self._take_number(member, message)
-      # It still has in its parameters what it sent, and will send it again.
-      self._withdraw(member)
-    member.session, member.number = session, message.integer('number')
-    self._take_signs(member, message)
+    # All is read before anything is changed.
     count = len(self.shared.versions_P)
+    session, number = message.text('session'), message.integer('number')
     digests = message.texts('digests', count)
     firsts = message.integers('firsts', count)
+    is_back = message.integer('rounds', high=1 << 40) > 0
+    sent = None
+    if message.fields.get('sent') is not None:
+      sent = message.integers('sent', 2)
+    is_known = session == member.session
+    if is_known and self._is_replayed(member, message):
+      member.phase = 'new'
+      return
+    self._take_signs(member, message)
+    member.session, member.number = session, number
     member.versions_P = [
       self.shared.find(p, digest) for p, digest in enumerate(digests)
     ]
-    is_back = message.integer('rounds', high=1 << 40) > 0
     if not is_back:
       is_founder = self.slot == 0 and not any(member.committed_P)
       member.is_new_P = [not is_founder] * count
     elif not is_known:
       # The hub is new, the island is not.
       member.is_new_P = [False] * count
-    sent = message.fields.get('sent')
     ends = list(firsts)
     answers = None
-    if sent is not None:
-      fragment, last = message.integers('sent', 2)
-      if fragment < count and last == member.committed_P[fragment] > 0:
+    if sent is not None and sent[0] < count:
+      fragment, last = sent
+      if last == member.committed_P[fragment] > 0:
         # Only the answer was lost.
         answers, ends[fragment] = fragment, last
+      else:
+        # It still has in its parameters what it sent, and will send it again.
+        self._withdraw(member.name, fragment, last)
     # One that only lost its link has trained on, and owes what it has.
     may_go_on = is_back and all(
       version >= 0 and end >= committed
@@ -248,22 +256,29 @@ class Hub:
     member.fragment_sent = answers if may_go_on else None
     member.is_present = True
 
-  def _take_number(self, member: Member, message: messages.Message) -> None:
-    """Refuses a message that came before; what it stood for is still there."""
+  def _is_replayed(self, member: Member, message: messages.Message) -> bool:
+    """Whether a message came before; what it stands in for is not lost."""
     number = message.integer('number')
     if number <= member.number:
-      raise messages.MessageError(f'its message {number} is replayed.')
+      self._note_refusal(member, f'its message {number} is replayed')
+      return True
     member.number = number
+    return False
 
-  def _withdraw(self, member: Member) -> None:
-    """Forgets an island's updates that no round has merged."""
+  def _withdraw(self, name: str, fragment: int, last: int) -> None:
+    """Forgets an island's update that no round has merged."""
 
     def others(updates: list[Update]) -> list[Update]:
-      return [update for update in updates if update.island != member.name]
+      return [
+        x
+        for x in updates
+        if (x.island, x.fragment, x.last) != (name, fragment, last)
+      ]
 
     self._arrivals = others(self._arrivals)
     self._pending_P = [others(updates) for updates in self._pending_P]
-    self._arrived.pop(member.name, None)
+    if name not in {x.island for x in self._arrivals}:
+      self._arrived.pop(name, None)
 
   def _position(self, member: Member) -> int:
     """Batch of an island's data from which nothing counts, or may yet."""
@@ -288,7 +303,10 @@ class Hub:
         not isinstance(span, list)
         or len(span) != 3
         or span[0] not in _SPAN_KINDS
-        or not all(type(x) in (int, float) for x in span[1:])
+        or not all(
+          type(x) in (int, float) and -_MAX_SECS < x < _MAX_SECS
+          for x in span[1:]
+        )
       ):
         raise messages.MessageError('a span must be a kind and two times.')
       taken.append((span[0], span[1] + shift, span[2] + shift))
@@ -323,7 +341,7 @@ class Hub:
     steps = message.integer('steps')
     first, last = message.integer('first'), message.integer('last')
     tokens = message.number('tokens')
-    if not first <= last or (tokens > 0) != (steps > 0):
+    if not first <= last or (tokens > 0 and not steps):
       raise messages.MessageError(
         f'{first=}, {last=}, {steps=}, {tokens=} must agree.'
       )
@@ -333,6 +351,12 @@ class Hub:
         f'its data from batch {first} on is counted up to '
         f'{member.committed_P[fragment]}: replayed.'
       )
+    delta = self._up.decode(message.arrays, fragment)
+    for known in [*self._arrivals, *self._pending_P[fragment]]:
+      is_own = (known.island, known.fragment) == (member.name, fragment)
+      if is_own and known.last > first:
+        # Of a process that was thought to be no more.
+        self._withdraw(member.name, fragment, known.last)
     member.fragment_sent, member.slot_sent = fragment, -1
     if late_by > self._config.rounds.max_late_rounds or (
       late_by and self._config.rounds.late == 'drop'
@@ -343,7 +367,6 @@ class Hub:
     weight = tokens
     if member.is_new_P[fragment] and steps < self._period(member):
       weight = 0.0
-    member.is_new_P[fragment] = False
     update = Update(
       island=member.name,
       fragment=fragment,
@@ -352,7 +375,7 @@ class Hub:
       steps=steps,
       first=first,
       last=last,
-      delta=self._up.decode(message.arrays, fragment),
+      delta=delta,
       weight=weight,
       is_late=late_by > 0,
     )
@@ -509,6 +532,11 @@ class Hub:
       [update.weight for update in updates],
       shared_seen(self.members, updates),
     )
+    for name in found.missing:
+      # Waited for in vain once: not again, until it is heard of.
+      self.members[name].is_present = False
+    for update in updates:
+      self.members[update.island].is_new_P[fragment] = False
     if merged.moved is None:
       self._reopen(updates, merged.verdict)
       return False
@@ -533,9 +561,6 @@ class Hub:
           'cosine': float(merged.verdict.cosines_M[m]),
         }
       )
-    for name in found.missing:
-      # Waited for in vain once: not again, until it is heard of.
-      self.members[name].is_present = False
     self.counts['rounds'] += 1
     self._record(
       {
@@ -577,10 +602,13 @@ class Hub:
     """Nothing that came counts: all train on, and the round waits for it."""
     self._arrivals, self._arrived = [], {}
     self._opened = self._clock()
+    self.counts['reopened'] += 1
+    self._record({'reopened': self.slot, 'secs': self.secs})
     for m, update in enumerate(updates):
       member = self.members[update.island]
-      self._judge(member, update.fragment, verdict, m)
       member.slot_sent = -1
+      if verdict.codes_M[m]:
+        self._judge(member, update.fragment, verdict, m)
 
   def _judge(
     self, member: Member, fragment: int, verdict: screening.Verdict, m: int
@@ -667,7 +695,7 @@ class Hub:
       found.state, found.metadata['versions'], found.metadata['digests']
     )
     self.slot = int(found.metadata['slot'])
-    self.counts = dict(found.metadata['counts'])
+    self.counts |= found.metadata['counts']
     count = len(self.shared.versions_P)
     for name, saved in found.metadata['members'].items():
       self.members[name] = members.from_json(name, count, saved)

@@ -105,8 +105,9 @@ class Island:
     self._lock = threading.Lock()
     self._spans: list[list[Any]] = []
     self._steps = 0
-    # Since the last orders.
+    # Since the round's first orders.
     self._since_told = 0
+    self._has_trained = False
     self._tokens = self._compute_secs = self._waiting_secs = 0.0
     self._speed: float | None = None
     self._loss: float | None = None
@@ -187,8 +188,9 @@ class Island:
     if self._held is not None:
       # An answer that came before the last one was applied.
       self._apply(self._held)
+    if self._orders is None or orders.step != self._orders.step:
+      self._since_told = 0
     self._orders = self._held = orders
-    self._since_told = 0
     self._is_alone = False
 
   def _begin(self, orders: exchange_lib.Orders) -> None:
@@ -226,7 +228,9 @@ class Island:
   def _is_due(self) -> bool:
     assert self._orders is not None
     return (
-      self._exchange.since_sent >= self._orders.steps
+      # An update that is refused again and again must not end all training.
+      self._has_trained
+      and self._exchange.since_sent >= self._orders.steps
       and not self._exchange.awaits_answer
       and self._held is None
     )
@@ -268,6 +272,7 @@ class Island:
       frame = self._exchange.update(
         fragment, own, position=self._trainer.position, signs=self._signs()
       )
+    self._has_trained = False
     if self._config.rounds.on_answer == 'keep':
       self._sent_own = fragment, own
     self._sent_at = time.time()
@@ -283,6 +288,7 @@ class Island:
     end = time.time()
     self._steps += 1
     self._since_told += 1
+    self._has_trained = True
     self._tokens += found.tokens
     self._compute_secs += end - start
     # The first one compiles.

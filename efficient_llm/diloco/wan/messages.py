@@ -64,9 +64,14 @@ class Message:
       MessageError: If it is not.
     """
     value = self.fields.get(name)
-    if type(value) not in (int, float) or not 0 <= float(value or 0) < 1e18:
+    # Compared first: a whole number may be too long for a float.
+    if (
+      isinstance(value, bool)
+      or not isinstance(value, int | float)
+      or not 0 <= value < 1e18
+    ):
       raise MessageError(f'{name}={_shown(value)} must be a number from 0 on.')
-    return float(value or 0)
+    return float(value)
 
   def text(self, name: str) -> str:
     """A field that must be text of at most 200 characters.
@@ -170,7 +175,11 @@ def decode(frame: bytes, *, max_bytes: int) -> Message:
         f'{len(frame) - end}.'
       )
     values = np.frombuffer(frame, dtype, count, end)
-    arrays[name] = values.reshape(shape)
+    try:
+      arrays[name] = values.reshape(shape)
+    except ValueError as error:
+      # Of no elements, and with a dimension that is too long for numpy.
+      raise MessageError(f'shape {_shown(shape)} must be possible.') from error
     end += size
   if end != len(frame):
     raise MessageError(

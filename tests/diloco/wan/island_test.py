@@ -9,14 +9,90 @@ import pytest
 from efficient_llm.diloco import fragments
 from efficient_llm.diloco.wan import hub as hub_lib
 from efficient_llm.diloco.wan import island as island_lib
-from efficient_llm.diloco.wan import status, status_page, trainer
+from efficient_llm.diloco.wan import (
+  shared_model,
+  status,
+  status_page,
+  trainer,
+)
 from efficient_llm.diloco.wan.config import RoundConfig
 from tests import tiny
-from tests.diloco.wan import local_run
+from tests.diloco.wan import local_run, talk
 
 _ROUNDS = RoundConfig(
   grace_secs=60.0, deadline_secs=90.0, patience_secs=60.0, match_speeds=False
 )
+
+
+class _Steps:
+  """Training that only says where it is."""
+
+  def __init__(self, start: Any):
+    self.ats: list[int] = []
+    self._own = start
+
+  @property
+  def position(self) -> int:
+    return len(self.ats)
+
+  def begin(self, position: int) -> None:
+    assert position == 0
+
+  def step(self, at: int) -> trainer.Step:
+    self.ats.append(at)
+    return trainer.Step(1.0, 64.0)
+
+  def own(self, fragment: int) -> Any:
+    return self._own[fragment]
+
+  def put(self, fragment: int, values: Any, **how: Any) -> None:
+    del how
+    self._own[fragment] = values
+
+
+class _Ear:
+  """A link that is always open; keeps what the island says."""
+
+  def __init__(self) -> None:
+    self.said: list[bytes] = []
+
+  def poll(self, secs: float = 0.0) -> None:
+    del secs
+
+  def claim(self) -> bool:
+    return True
+
+  def answer(self, frame: bytes) -> None:
+    self.said.append(frame)
+
+
+def test_orders_that_are_repeated_do_not_turn_the_schedule_back(
+  tmp_path: pathlib.Path,
+) -> None:
+  chat = talk.Talk(talk.config(), tmp_path / 'hub')
+  start = shared_model.cut(
+    chat.config, shared_model.initial_params(chat.config)
+  )
+  steps, link = _Steps(start), _Ear()
+  island = island_lib.Island(chat.config, steps)
+
+  def hear() -> None:
+    frame = chat.hub.next_message('x')
+    assert frame is not None
+    island._obey(frame, link)
+
+  chat.hub.appeared('x')
+  hear()
+  chat.hub.receive('x', link.said.pop())
+  hear()
+  for _ in range(3):
+    island._step()
+  alive = island.idle()
+  assert alive is not None
+  chat.hub.receive('x', alive)
+  hear()
+  island._step()
+  assert steps.ats == [0, 1, 2, 3]
 
 
 class _Trainer(trainer.Trainer):

@@ -92,7 +92,20 @@ def test_a_count_that_is_none_is_refused(value: object) -> None:
     messages.Message('x', {'steps': value}).integer('steps')
 
 
-@pytest.mark.parametrize('value', [-1.0, '3', None, True, 1e300])
+@pytest.mark.parametrize('value', [-1.0, '3', None, True, 1e300, 10**400])
 def test_a_number_that_is_none_is_refused(value: object) -> None:
   with pytest.raises(messages.MessageError, match='tokens='):
     messages.Message('x', {'tokens': value}).number('tokens')
+
+
+def test_a_shape_that_is_too_long_for_numpy_is_refused() -> None:
+  frame = messages.encode(
+    messages.Message('x', {}, {'a': np.zeros((2, 2, 0), np.int8)})
+  )
+  long = frame.replace(b'[2,2,0]', b'[%d,%d,0]' % (2**39, 2**39))
+  long = long.replace(b'[2, 2, 0]', b'[%d, %d, 0]' % (2**39, 2**39))
+  assert long != frame
+  header = len(long) - 8
+  long = long[:4] + header.to_bytes(4, 'little') + long[8:]
+  with pytest.raises(messages.MessageError):
+    messages.decode(long, max_bytes=1 << 20)
