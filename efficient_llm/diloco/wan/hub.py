@@ -479,7 +479,8 @@ class Hub:
   def _steps_left(self, member: Member) -> int:
     """Fewer for one that begins late, so that it is done with the others."""
     steps = self._steps(member)
-    is_in_time = member.slot_sent == self.slot - 1
+    # One that was refused begins its steps again.
+    is_in_time = member.slot_sent == self.slot - 1 and not member.must_adopt
     if is_in_time or self._opened is None or member.speed is None:
       return steps
     gone = int((self._clock() - self._opened) * member.speed)

@@ -545,6 +545,18 @@ def test_a_tokenizer_that_each_island_would_train_is_refused() -> None:
     config.validate()
 
 
+def test_one_that_was_refused_is_in_step_at_once(chat: talk.Talk) -> None:
+  chat.hub.members['c'].speed = 2.0
+  for name in 'ab':
+    chat.send(name)
+  chat.send('c', scale=float('nan'))
+  assert chat.hub.tick()
+  chat.now += 3
+  # The others have made 6 steps since they sent, which it has to make again.
+  assert chat.hear('a').steps == 10
+  assert chat.hear('c').steps == 4
+
+
 def test_one_that_is_late_is_back_in_step_after_its_next_update(
   chat: talk.Talk,
 ) -> None:
