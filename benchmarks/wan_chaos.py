@@ -316,7 +316,7 @@ def _refusals(hub: pathlib.Path) -> dict[str, int]:
   )
 
 
-def held_out_loss(config: IslandsConfig, hub: pathlib.Path) -> float:
+def _loss(config: IslandsConfig, hub: pathlib.Path) -> float:
   """Of the shared model on text that no island has read, nats a token."""
   run = trained_run.find(hub, name='hub')
   mesh = sharding.make_mesh(config.mesh)
@@ -363,7 +363,7 @@ def _measure(rig: wan_links.Rig, secs: float, seed: int) -> dict[str, Any]:
       k: json.loads((run.hub / 'status.json').read_bytes())
       for k, run in runs.items()
     }
-    losses = {k: held_out_loss(config, run.hub) for k, run in runs.items()}
+    losses = {k: _loss(config, run.hub) for k, run in runs.items()}
     rates = {k: status[k]['tokens'] / run.secs for k, run in runs.items()}
     bad = storm.bad_sent()
     lies = {(island, last) for kind, island, last in bad if kind != 'replay'}

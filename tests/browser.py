@@ -31,25 +31,26 @@ def show(address: str, *flags: str) -> str:
   chromium = shutil.which('chromium') or shutil.which('google-chrome')
   if chromium is None:
     pytest.skip('The page was not looked at: there is no chromium.')
-  run = subprocess.run(
-    [
-      chromium,
-      '--headless',
-      '--no-sandbox',
-      '--disable-gpu',
-      '--enable-logging=stderr',
-      '--virtual-time-budget=5000',
-      '--dump-dom',
-      *flags,
-      address,
-    ],
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=True,
-  )
-  assert 'CONSOLE' not in run.stderr
-  return run.stdout
+  command = [
+    chromium,
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--enable-logging=stderr',
+    '--virtual-time-budget=5000',
+    '--dump-dom',
+    *flags,
+    address,
+  ]
+  # Its time is not ours: now and then it is over before the page has come.
+  for _ in range(5):
+    run = subprocess.run(
+      command, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert 'CONSOLE' not in run.stderr
+    if run.stdout.strip():
+      return run.stdout
+  raise AssertionError(f'{address} stays empty')
 
 
 def check_page(page: pathlib.Path, *, width: int) -> None:
