@@ -380,8 +380,8 @@ def _measure(rig: wan_links.Rig, secs: float, seed: int) -> dict[str, Any]:
       },
       'ended_by_themselves': {k: run.ended for k, run in runs.items()},
       'rounds': status['storm']['round'],
-      # Each is to move its fragment.
       'rounds_reopened': counts['reopened'],
+      # Each is to move its fragment.
       'rounds_lost': status['storm']['round']
       - sum(status['storm']['versions']),
       'tokens_double_counted': wan_chaos_simulated.tokens_twice(

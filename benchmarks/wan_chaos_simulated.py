@@ -357,8 +357,8 @@ def _measure(secs: float) -> dict[str, Any]:
       'faults': sum(storm.faults.values()),
       'faults_by_kind': storm.faults,
       'rounds': storm.hub.slot,
-      # Each is to move its fragment.
       'rounds_reopened': storm.hub.counts['reopened'],
+      # Each is to move its fragment.
       'rounds_lost': storm.hub.slot - sum(storm.hub.shared.versions_P),
       'tokens_double_counted': tokens_twice(
         workdir, tokens_per_batch=_TOKENS_PER_STEP
