@@ -81,7 +81,8 @@ case ${1-} in
   test)
     shift
     cd "$root"
-    exec python -m pytest --numprocesses=2 --dist=loadfile "$@"
+    exec python -m pytest --numprocesses=2 --dist=loadfile \
+      --no-loadscope-reorder "$@"
     ;;
   *) exec "$@" ;;
 esac

@@ -12,7 +12,9 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _Config = TypeVar('_Config')
 
 
-def load(path: str, config_type: type[_Config]) -> _Config:
+def load(
+  path: str, config_type: type[_Config] | tuple[type[_Config], ...]
+) -> _Config:
   """Runs `get_config` of a configuration file.
 
   The path may end in ':ARGUMENT', which `get_config` then receives. A relative
@@ -45,8 +47,10 @@ def load(path: str, config_type: type[_Config]) -> _Config:
       f'{type(error).__name__}: {" ".join(str(error).split())}; mend it.'
     ) from error
   if not isinstance(config, config_type):
+    types = config_type if isinstance(config_type, tuple) else (config_type,)
+    names = [one.__name__ for one in types]
     raise ValueError(
-      f'get_config() of --config={path} must return a {config_type.__name__}, '
+      f'get_config() of --config={path} must return a {" or ".join(names)}, '
       f'got {type(config).__name__}.'
     )
   return config
@@ -54,7 +58,7 @@ def load(path: str, config_type: type[_Config]) -> _Config:
 
 def resolve(
   path: str,
-  config_type: type[_Config],
+  config_type: type[_Config] | tuple[type[_Config], ...],
   changes: dict[str, str],
   *,
   adapt: Callable[[_Config], _Config] | None = None,
@@ -63,7 +67,7 @@ def resolve(
 
   Args:
     path: Of the file, as in `load`.
-    config_type: What it gives.
+    config_type: What it gives, or may give.
     changes: Text by dotted field.
     adapt: What a program's own flags make of the file, before the changes.
   """

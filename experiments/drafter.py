@@ -9,6 +9,7 @@ import pathlib
 
 from absl import flags
 
+from efficient_llm.models.huggingface import hub
 from efficient_llm.speculative import drafter_training
 from efficient_llm.training import processes
 from experiments import ending, runner
@@ -21,7 +22,9 @@ _TARGET = flags.DEFINE_string(
 def run(config: drafter_training.DrafterConfig, workdir: pathlib.Path) -> int:
   """Trains and says where to look."""
   if _TARGET.value is not None:
-    target = str(pathlib.Path(_TARGET.value).absolute())
+    target = _TARGET.value
+    if not hub.is_reference(target):
+      target = str(pathlib.Path(target).absolute())
     config = dataclasses.replace(config, target=target)
     # Again, as a flag that is no field comes after the configuration.
     processes.on_first(lambda: runner.write_config(config, workdir))

@@ -1,7 +1,7 @@
 """The main job: predicts, grows, distributes, reasons and says what it saved.
 
 ./run.sh
-./run.sh python -m experiments.end_to_end --workdir=out/mine \
+./run.sh python -m experiments.end_to_end --workdir=out/own_line \
   --config.target.data.path=my_texts/
 """
 

@@ -5,15 +5,19 @@
 Compiles the real train step for the devices and prints memory per chip, FLOPs,
 bytes between chips and an estimate of the time; when it does not fit, the first
 knob to turn. --config.FIELD=VALUE changes a field, as for experiments.pretrain.
+A configuration of the main job gives a line for each stage.
 No data is read: the vocabulary is model.vocab_size. That a run does not fit is
 an answer too: the exit code is 0, and `fits` in the output of --json says it.
 """
 
+import functools
 import os
 
 import jax
 from absl import flags
 
+from efficient_llm.end_to_end import costs
+from efficient_llm.end_to_end.config import EndToEndConfig
 from efficient_llm.training import (
   estimates,
   planner,
@@ -65,19 +69,26 @@ def run(changes: dict[str, str]) -> int:
   values = flags.FLAGS
   name = topology.parse(values.topology)
   config = configuration.resolve(
-    values.config, pretrain.PretrainConfig, changes
+    values.config, (pretrain.PretrainConfig, EndToEndConfig), changes
   )
   prepare(name)
-  plan = planner.plan(
-    config,
-    topology.load(name),
+  plan_run = functools.partial(
+    planner.plan,
+    where=topology.load(name),
     fast=values.fast,
     max_trials=values.max_trials,
     matmul_efficiency=values.matmul_efficiency,
   )
-  print(plan_text.render(plan))
+  if isinstance(config, EndToEndConfig):
+    stages = costs.plan(config, plan_run)
+    print(plan_text.render_stages(stages))
+    data = {name: planner.as_dict(plan) for name, plan in stages.items()}
+  else:
+    plan = plan_run(config)
+    print(plan_text.render(plan))
+    data = planner.as_dict(plan)
   if values.json:
-    print(strict_json.to_json(planner.as_dict(plan)))
+    print(strict_json.to_json(data))
   return exits.DONE
 
 

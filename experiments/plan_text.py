@@ -1,7 +1,9 @@
 """A plan as aligned lines for people."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
+from efficient_llm.end_to_end import costs
 from efficient_llm.training import planner, units
 
 Row = Sequence[str]
@@ -24,6 +26,49 @@ def render(plan: planner.Plan) -> str:
     lines += ['', title, *_aligned(list(rows))]
   lines += ['', 'Assumptions', *(f'  {text}' for text in plan.assumptions)]
   return '\n'.join([*lines, '', verdict(plan)])
+
+
+def render_stages(stages: Mapping[str, planner.Plan]) -> str:
+  """Writes a line for each stage of the main job, the verdict last."""
+  rows: list[Row] = [
+    ('', 'parameters', 'steps', 'tokens', 'peak memory', 'step', 'all steps')
+  ]
+  total = 0.0
+  for name, plan in stages.items():
+    estimate = plan.estimate
+    secs = math.nan if estimate is None else estimate.total_secs
+    total += secs
+    rows.append(
+      (
+        name,
+        units.format_count(plan.num_params),
+        f'{plan.num_steps:,}',
+        units.format_count(plan.tokens_per_step * plan.num_steps),
+        _bytes(plan.memory.peak),
+        _duration(secs / plan.num_steps),
+        _duration(secs),
+      )
+    )
+  rows.append(('in all', *[''] * 5, _duration(total)))
+  plans = list(stages.values())
+  first = next((plan for plan in plans if not plan.fits), plans[0])
+  assumptions = dict.fromkeys(
+    text for plan in plans for text in plan.assumptions
+  )
+  return '\n'.join(
+    [
+      f'{first.topology}: {first.num_devices} x {first.device_kind}',
+      f'Memory of one device: {_bytes(first.memory.limit)}. '
+      'Times are estimates.',
+      '',
+      *_aligned(rows),
+      '',
+      'Assumptions',
+      *(f'  {text}' for text in (*assumptions, costs.NOT_COUNTED)),
+      '',
+      verdict(first),
+    ]
+  )
 
 
 def verdict(plan: planner.Plan) -> str:
@@ -117,6 +162,10 @@ def _time(plan: planner.Plan) -> Iterator[Row]:
   yield f'{plan.unit}/s', units.format_count(estimate.tokens_per_sec)
   yield 'MFU', f'{estimate.mfu:.1%}'
   yield 'whole run', units.format_duration(estimate.total_secs)
+
+
+def _duration(secs: float) -> str:
+  return 'unknown' if math.isnan(secs) else units.format_duration(secs)
 
 
 def _bytes(number: int | None) -> str:

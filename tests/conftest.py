@@ -30,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update('jax_disable_most_optimizations', True)
     # For the processes that tests start.
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+    # These emitters take more than half of the compile time that is left.
+    # Later compilers have no others, and end at a flag they do not know.
+    if jax.__version_info__ < (0, 11):
+      os.environ['XLA_FLAGS'] = ' '.join(
+        (os.environ.get('XLA_FLAGS', ''), '--xla_cpu_use_fusion_emitters=false')
+      ).strip()
   # Equal programs are compiled once, by whichever process is first.
   if not hasattr(config, 'workerinput'):
     folder = tempfile.mkdtemp(prefix='programs')

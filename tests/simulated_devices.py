@@ -11,6 +11,14 @@ from typing import Any
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
+def flags(num_devices: int = 8) -> str:
+  """XLA_FLAGS of a process with so many devices, compiled as all tests are."""
+  return (
+    f'{os.environ.get("XLA_FLAGS", "")} '
+    f'--xla_force_host_platform_device_count={num_devices}'
+  )
+
+
 def run(module: str) -> dict[str, Any]:
   """What a module says in its last line, as JSON.
 
@@ -25,8 +33,9 @@ def run(module: str) -> dict[str, Any]:
       env={
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
+        # Compiles in half the time. The emitters are those of users, whose
+        # rounding is that of the codes that are compared.
         'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-        # Compiles in half the time.
         '--xla_backend_optimization_level=0',
         # What is compiled to be read is not compiled again to be run.
         'JAX_COMPILATION_CACHE_DIR': programs,

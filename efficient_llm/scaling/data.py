@@ -9,7 +9,6 @@ Over 300 lines: the formats, and what all of them are checked for.
 import collections
 import csv
 import dataclasses
-import glob
 import gzip
 import json
 import math
@@ -21,7 +20,6 @@ import numpy as np
 from pyarrow import parquet
 
 from efficient_llm import typing as types
-from efficient_llm.training import metrics
 
 # Nobody's loss: worse than guessing among as many words as there are people.
 _MOST_NATS = 23.0
@@ -97,9 +95,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BadRow:
-  """A row that no law should see."""
+  """A row, or a run, that no law should see."""
 
-  line: int
+  # Of this project's own runs, the file.
+  line: int | str
   reason: str
 
 
@@ -237,73 +236,6 @@ def read(path: str | pathlib.Path, config: DataConfig | None = None) -> Runs:
         f'rows.family={config.family!r} must be one of {_some(families)}.'
       )
   return _checked(rows, names, config, path)
-
-
-def from_results(pattern: str) -> Runs:
-  """Learning curves of this project's own runs.
-
-  Args:
-    pattern: Of result.json files, such as 'runs/*/result.json'.
-  Returns:
-    One row for every evaluation in metrics.jsonl beside each, the last from
-    result.json where there is no such file. Sizes are all parameters, tables
-    of embeddings included; tokens are the targets trained on, repeats
-    included; losses are those of the evaluation, in nats per token.
-  Raises:
-    ValueError: If none is found, one is not of a training run, or some count
-      in other units.
-  """
-  paths = sorted(pathlib.Path(p) for p in glob.glob(pattern))
-  if not paths:
-    raise ValueError(f'runs={pattern} names no file; check the pattern.')
-  results = {p: json.loads(p.read_text(encoding='utf-8')) for p in paths}
-  units = {str(one.get('unit', 'tokens')) for one in results.values()}
-  if len(units) > 1:
-    raise ValueError(
-      f'runs={pattern} must have one unit, not {_some(sorted(units))}; name '
-      'the runs of one kind.'
-    )
-  parts = [_from_result(path, result) for path, result in results.items()]
-  joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-  return make(*joined[:3], run=joined[3])
-
-
-def _from_result(
-  path: pathlib.Path, result: Mapping[str, Any]
-) -> tuple[np.ndarray, ...]:
-  missing = [
-    name for name in ('num_params', 'num_tokens') if name not in result
-  ]
-  if missing:
-    raise ValueError(
-      f'{path} must be of a training run: it lacks {missing[0]}; leave it out.'
-    )
-  points: dict[float, float] = {}
-  if (path.parent / metrics.FILE_NAME).is_file():
-    records = metrics.read_metrics(path.parent)
-    train = [r for r in records if r['kind'] == 'train' and 'tokens' in r]
-    steps = [0, *(r['step'] for r in train)]
-    seen = [0, *(r['tokens'] for r in train)]
-    for record in records:
-      if record['kind'] != 'eval' or 'loss' not in record:
-        continue
-      # Runs that log rarely have evaluations between, or before, all lines.
-      if 'tokens' in record or train:
-        between = float(np.interp(record['step'], steps, seen))
-        points[float(record.get('tokens', between))] = record['loss']
-  if 'eval_loss' in result:
-    points[float(result['num_tokens'])] = result['eval_loss']
-  if not points:
-    raise ValueError(
-      f'{path} has no evaluation; train with --config.loop.eval_every=N.'
-    )
-  good = sorted((t, v) for t, v in points.items() if t > 0 and math.isfinite(v))
-  if not good:
-    raise ValueError(f'{path} has no finite loss after a token; leave it out.')
-  tokens, loss = (np.array(x, float) for x in zip(*good, strict=True))
-  size = np.full(len(tokens), float(result['num_params']))
-  name = np.full(len(tokens), str(path.parent), dtype=object)
-  return size, tokens, loss, name
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -17,6 +17,7 @@ from efficient_llm.scaling import (
   checks,
   data,
   fit,
+  own_runs,
   plan_report,
   planner,
   plots,
@@ -99,7 +100,10 @@ def run(
       f'{len(families)} families are more than {_MOST_FAMILIES} at a time; set '
       f'rows.family to one of {", ".join(list(families)[:20])}.'
     )
-  if runs.bad_rows:
+  if config.runs:
+    for bad in runs.bad_rows:
+      say(f'Left out: {bad.line} {bad.reason}.')
+  elif runs.bad_rows:
     say(f'{len(runs.bad_rows)} bad rows were left out.')
   answers = []
   for name, rows in families.items():
@@ -115,7 +119,8 @@ def run(
     }
     for i, a in enumerate(answers)
     for b in answers[i + 1 :]
-    if _alike(a.target, b.target)
+    # Own runs are of several texts then, whose losses are not to be compared.
+    if _alike(a.target, b.target) and not config.runs
   ]
   result = {
     'predictions': [one.as_dict() for one in answers],
@@ -233,7 +238,7 @@ def _alike(a: data.Runs, b: data.Runs) -> bool:
 
 def _read(config: ScalingConfig) -> data.Runs | None:
   if config.runs:
-    return data.from_results(config.runs)
+    return own_runs.read(config.runs)
   return data.read(config.data, config.rows) if config.data else None
 
 

@@ -12,6 +12,9 @@ from efficient_llm.data.tasks import task as task_lib
 from efficient_llm.data.tasks import words
 from efficient_llm.training import strict_json
 
+# Problems that are looked at before a model is trained for them.
+_LOOKED_AT = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
@@ -73,6 +76,26 @@ def encode(
     tokens_NP=tokens[chosen],
     lengths_N=np.asarray([len(row) for row in rows], np.int32)[chosen],
     groups_N=chosen.astype(np.int32),
+  )
+
+
+def check_room(
+  task: task_lib.Task,
+  tokenizer: tokenizer_lib.Tokenizer,
+  *,
+  max_prompt_tokens: int,
+) -> None:
+  """Looks at a task's first problems before anything is trained for them.
+
+  Raises:
+    ValueError: If a prompt has more tokens than there is room for.
+  """
+  count = min(_LOOKED_AT, task.num_problems or _LOOKED_AT)
+  encode(
+    [task.problem(i, split='train') for i in range(count)],
+    tokenizer,
+    group_size=1,
+    max_prompt_tokens=max_prompt_tokens,
   )
 
 

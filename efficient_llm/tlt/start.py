@@ -47,6 +47,9 @@ def prepare(
     if outcome.stopped_by is not None:
       return outcome
   target = target_run.find(folder)
+  problems.check_room(
+    task, target.load_tokenizer(), max_prompt_tokens=config.max_prompt_tokens
+  )
   if not config.needs_model:
     return Start(target, None, task)
   drafter = config.first_drafter
@@ -86,6 +89,12 @@ def _supervise(
     data = dataclasses.replace(data, tokenizer=tokenizer)
     size = tokenizer_lib.load(tokenizer).vocab_size
     model = dataclasses.replace(model, vocab_size=-(-size // 16) * 16)
+  if data.bpe_vocab_size is None:
+    problems.check_room(
+      task,
+      tokenizer_lib.load(data.tokenizer),
+      max_prompt_tokens=config.max_prompt_tokens,
+    )
   return pretrain.train(
     dataclasses.replace(config.supervised, data=data, model=model),
     workdir=folder,

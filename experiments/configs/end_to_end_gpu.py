@@ -1,11 +1,12 @@
-"""The main job with a model of 350 M parameters, on one GPU or several.
+"""The main job with a model of 324 M parameters, on one GPU or several.
 
 Command:  ./run.sh python -m experiments.end_to_end --workdir=out/gpu \
               --config=experiments/configs/end_to_end_gpu.py --platform=gpu \
               --config.target.data.path=TEXT
 Hardware: one H100 or H200 (80 GB), or several, to which islands are dealt out
-Time:     not measured
-Expected: not measured; only shapes were checked
+Time:     not measured; experiments.plan estimates 4 h 14 min on one H100
+          without reinforcement learning
+Expected: not measured; every train step was compiled and fits
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ from experiments.launch import job as job_lib
 
 _OPTIONAL = (
   'image', 'bucket', 'cluster', 'zone', 'project', 'partition', 'prologue',
+  'hours', 'grace_secs', 'max_restarts', 'spot',
 )  # fmt: skip
 _BUCKET = re.compile(r'(gs|s3)://[a-z0-9][a-z0-9._-]+')
 
@@ -44,7 +45,7 @@ TARGETS = {
     ('tpu',),
     ('bash', tpu_vm.FILE),
     needs=('image', 'bucket', 'zone'),
-    takes=('project',),
+    takes=('project', 'grace_secs', 'max_restarts', 'spot'),
     tool='gcloud',
   ),
   'gke': Target(
@@ -52,20 +53,22 @@ TARGETS = {
     ('tpu', 'gpu'),
     ('kubectl', 'apply', f'--filename={gke.FILE}'),
     needs=('image', 'bucket'),
+    takes=('grace_secs', 'max_restarts', 'spot'),
   ),
   'xpk': Target(
     xpk.render,
     ('tpu',),
     ('bash', xpk.FILE),
     needs=('image', 'bucket', 'cluster', 'zone'),
-    takes=('project',),
+    # What its machines cost was settled when the cluster was made.
+    takes=('project', 'grace_secs', 'max_restarts'),
     tool='xpk',
   ),
   'slurm': Target(
     slurm.render,
     ('gpu', 'cpu'),
     ('sbatch', slurm.FILE),
-    takes=('partition', 'prologue'),
+    takes=('partition', 'prologue', 'hours', 'grace_secs'),
     at_root=True,
   ),
   'skypilot': Target(
@@ -73,7 +76,7 @@ TARGETS = {
     ('tpu', 'gpu'),
     ('sky', 'jobs', 'launch', '--yes', skypilot.FILE),
     needs=('bucket',),
-    takes=('zone',),
+    takes=('zone', 'max_restarts', 'spot'),
     at_root=True,
     buckets=('gs', 's3'),
   ),
@@ -82,7 +85,7 @@ TARGETS = {
     ('tpu', 'gpu', 'cpu'),
     ('bash', docker.SCRIPT),
     needs=('bucket',),
-    takes=('image',),
+    takes=('image', 'grace_secs'),
     tool='docker',
     at_root=True,
     buckets=(),
@@ -119,7 +122,8 @@ def check(name: str, job: job_lib.Job) -> None:
     if not getattr(job, field):
       raise ValueError(f'--target={name} needs --{field}; give it.')
   for field in _OPTIONAL:
-    if getattr(job, field) and field not in (*target.needs, *target.takes):
+    is_given = getattr(job, field) != getattr(job_lib.Job, field)
+    if is_given and field not in (*target.needs, *target.takes):
       raise ValueError(f'--target={name} takes no --{field}; leave it out.')
   if 'bucket' in target.needs:
     _check_bucket(name, job)

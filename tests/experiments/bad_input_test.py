@@ -15,7 +15,7 @@ from efficient_llm.data import pipeline
 from efficient_llm.models import sampling
 from efficient_llm.training import pretrain, step, strict_json
 from experiments import runner
-from tests import tiny
+from tests import simulated_devices, tiny
 
 Refusal = Callable[[Callable[[], Any]], str]
 
@@ -165,11 +165,10 @@ print(json.dumps(found))
 def test_what_does_not_fit_the_mesh_is_refused_with_the_next_legal_size() -> (
   None
 ):
-  flags = '--xla_force_host_platform_device_count=8'
   done = subprocess.run(
     [sys.executable, '-c', _MESHES],
     cwd=_ROOT,
-    env={**os.environ, 'XLA_FLAGS': flags},
+    env={**os.environ, 'XLA_FLAGS': simulated_devices.flags()},
     capture_output=True,
     text=True,
     check=True,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from efficient_llm.speculative import drafter_training
-from efficient_llm.training import pretrain
+from efficient_llm.training import interchange, pretrain, trained_run
 from tests import binary, tiny
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -106,3 +106,21 @@ def test_a_missing_target_gives_one_line_and_code_2(base: pathlib.Path) -> None:
   assert err.splitlines() == [
     'error: --target is missing; name the folder of a training run.'
   ]
+
+
+def test_a_checkpoint_of_transformers_is_a_target(base: pathlib.Path) -> None:
+  run = trained_run.find(base / 'target', name='target')
+  interchange.export_run(run, base / 'theirs')
+  target, workdir = f'hf:{base / "theirs"}', base / 'of_theirs'
+  code, _, err = binary.finish(
+    _start(
+      base,
+      f'--target={target}',
+      f'--workdir={workdir}',
+      f'--config.path={base / "text"}',
+      '--config.loop.num_steps=4',
+    )
+  )
+  assert code == 0, err
+  config = json.loads((workdir / 'config.json').read_text())
+  assert config['target'] == target

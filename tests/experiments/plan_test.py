@@ -9,6 +9,11 @@ import sys
 
 import pytest
 
+from efficient_llm.end_to_end.config import EndToEndConfig
+from efficient_llm.models import transformer
+from experiments import configuration
+from tests import simulated_devices
+
 _ROOT = pathlib.Path(__file__).parents[2]
 _SMALL = (
   '--config=experiments/configs/pretrain_cpu.py',
@@ -26,11 +31,14 @@ _needs_libtpu = pytest.mark.skipif(
 def _run(
   *arguments: str, num_devices: int = 8
 ) -> subprocess.CompletedProcess[str]:
-  count = f'--xla_force_host_platform_device_count={num_devices}'
   return subprocess.run(
     [sys.executable, '-m', 'experiments.plan', *arguments],
     cwd=_ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': count},
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': simulated_devices.flags(num_devices),
+    },
     capture_output=True,
     text=True,
     check=False,
@@ -99,6 +107,29 @@ def test_the_table_says_that_it_fits_and_that_times_are_estimates() -> None:
   assert run.stdout.splitlines()[-1] == 'FITS'
   assert 'Time (an estimate)' in run.stdout
   assert 'nothing was measured' in run.stdout
+
+
+def test_the_main_job_is_planned_stage_by_stage() -> None:
+  path = 'experiments/configs/end_to_end_cpu.py:quick'
+  run = _run(f'--config={path}', '--fast', '--json', num_devices=1)
+  assert run.returncode == 0, run.stderr
+  *table, last = run.stdout.splitlines()
+  assert table[-1] == 'FITS'
+  stages = json.loads(last)
+  config = configuration.load(path, EndToEndConfig)
+  assert [f'rung {n}' for n in range(1, len(config.ladder) + 1)] == [
+    name for name in stages if name.startswith('rung')
+  ]
+  target = stages['target from nothing']
+  assert target['params'] == transformer.num_params(config.target.model)
+  assert target['num_steps'] == config.target.loop.num_steps
+  assert stages['islands']['num_steps'] == config.islands.num_steps
+  for name, stage in stages.items():
+    # The number of steps is that stage's, not that of the step's own run.
+    assert stage['flops_total'] == pytest.approx(
+      stage['flops_per_step'] * stage['num_steps']
+    )
+    assert any(line.strip().startswith(name) for line in table)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from efficient_llm.training import metrics, saved_run
-from tests import binary, tiny
+from tests import binary, simulated_devices, tiny
 
 _NUM_STEPS = 100
 
@@ -168,7 +168,7 @@ def test_eight_devices_give_the_result_of_one_and_one_continues_it(
     workdir,
     '--config.mesh.fsdp=4',
     '--config.mesh.tensor=2',
-    XLA_FLAGS='--xla_force_host_platform_device_count=8',
+    XLA_FLAGS=simulated_devices.flags(),
   )
   binary.wait_until(lambda: binary.num_lines(workdir) >= 30, process)
   process.send_signal(signal.SIGTERM)

@@ -95,32 +95,6 @@ def test_a_missing_column_names_those_found(tmp_path: pathlib.Path) -> None:
   assert len(data.read(path, named)) == 1
 
 
-def test_own_runs_give_their_learning_curves(tmp_path: pathlib.Path) -> None:
-  for name, size in (('a', 1000), ('b', 2000)):
-    folder = tmp_path / name
-    folder.mkdir()
-    result = {'num_params': size, 'num_tokens': 400, 'eval_loss': 2.0}
-    (folder / 'result.json').write_text(json.dumps(result))
-    records = [
-      {'kind': 'train', 'step': 1, 'time': 0, 'tokens': 200, 'loss': 3.1},
-      {'kind': 'eval', 'step': 1, 'time': 0, 'loss': 3.0},
-      {'kind': 'train', 'step': 2, 'time': 0, 'tokens': 400, 'loss': 2.1},
-    ]
-    (folder / 'metrics.jsonl').write_text(
-      ''.join(json.dumps(record) + '\n' for record in records)
-    )
-  runs = data.from_results(str(tmp_path / '*' / 'result.json'))
-  np.testing.assert_array_equal(runs.num_params, [1000, 1000, 2000, 2000])
-  np.testing.assert_array_equal(runs.num_tokens, [200, 400, 200, 400])
-  np.testing.assert_array_equal(runs.loss, [3, 2, 3, 2])
-  with pytest.raises(ValueError, match='names no file'):
-    data.from_results(str(tmp_path / 'none' / '*.json'))
-  images = {'num_params': 1, 'num_tokens': 1, 'eval_loss': 1, 'unit': 'images'}
-  (tmp_path / 'b' / 'result.json').write_text(json.dumps(images))
-  with pytest.raises(ValueError, match='one unit, not images, tokens'):
-    data.from_results(str(tmp_path / '*' / 'result.json'))
-
-
 def test_sizes_that_share_a_name_are_different_runs(
   tmp_path: pathlib.Path,
 ) -> None:

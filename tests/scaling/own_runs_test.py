@@ -3,15 +3,94 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 
 from efficient_llm.models import transformer
-from efficient_llm.scaling import data, job
+from efficient_llm.scaling import job, own_runs
 from efficient_llm.scaling.config import ScalingConfig
 from efficient_llm.training import pretrain
 from tests import tiny
+
+
+def test_own_runs_give_their_learning_curves(tmp_path: pathlib.Path) -> None:
+  for name, size in (('a', 1000), ('b', 2000)):
+    folder = tmp_path / name
+    folder.mkdir()
+    result = {'num_params': size, 'num_tokens': 400, 'eval_loss': 2.0}
+    (folder / 'result.json').write_text(json.dumps(result))
+    records = [
+      {'kind': 'train', 'step': 1, 'time': 0, 'tokens': 200, 'loss': 3.1},
+      {'kind': 'eval', 'step': 1, 'time': 0, 'loss': 3.0},
+      {'kind': 'train', 'step': 2, 'time': 0, 'tokens': 400, 'loss': 2.1},
+    ]
+    (folder / 'metrics.jsonl').write_text(
+      ''.join(json.dumps(record) + '\n' for record in records)
+    )
+  runs = own_runs.read(str(tmp_path / '*' / 'result.json'))
+  np.testing.assert_array_equal(runs.num_params, [1000, 1000, 2000, 2000])
+  np.testing.assert_array_equal(runs.num_tokens, [200, 400, 200, 400])
+  np.testing.assert_array_equal(runs.loss, [3, 2, 3, 2])
+  with pytest.raises(ValueError, match='names no file'):
+    own_runs.read(str(tmp_path / 'none' / '*.json'))
+  images = {'num_params': 1, 'num_tokens': 1, 'eval_loss': 1, 'unit': 'images'}
+  (tmp_path / 'b' / 'result.json').write_text(json.dumps(images))
+  with pytest.raises(ValueError, match='one unit, not images, tokens'):
+    own_runs.read(str(tmp_path / '*' / 'result.json'))
+
+
+@pytest.mark.parametrize(
+  ('result', 'why'),
+  [
+    ({'utilization': 0.5}, 'it lacks num_params'),
+    ({'num_params': 1}, 'it lacks num_tokens'),
+    (
+      {'num_params': 1, 'num_tokens': 1, 'eval_acceptance_1': 0.5},
+      'of a drafter',
+    ),
+    ({'num_params': 1, 'num_tokens': 1, 'growth': {}}, 'model was grown'),
+    (
+      {'num_params': 1, 'num_tokens': 1, 'config': {'start': 'out/a'}},
+      'has a start',
+    ),
+  ],
+)
+def test_what_is_not_trained_from_nothing_is_left_out_and_named(
+  result: dict[str, Any], why: str, tmp_path: pathlib.Path
+) -> None:
+  for name, one in (
+    ('a', result),
+    ('b', {'num_params': 1, 'num_tokens': 1, 'eval_loss': 2.0}),
+  ):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'result.json').write_text(json.dumps(one))
+  pattern = str(tmp_path / '*' / 'result.json')
+  runs = own_runs.read(pattern)
+  assert len(runs) == 1
+  (bad,) = runs.bad_rows
+  assert bad.line == str(tmp_path / 'a' / 'result.json')
+  assert why in bad.reason
+  (tmp_path / 'b' / 'result.json').unlink()
+  with pytest.raises(ValueError, match='names no training run'):
+    own_runs.read(pattern)
+
+
+def test_runs_on_another_text_are_another_family(
+  tmp_path: pathlib.Path,
+) -> None:
+  for text in ('tales', 'laws'):
+    (tmp_path / text).mkdir()
+    result = {
+      'num_params': 1,
+      'num_tokens': 1,
+      'eval_loss': 2.0,
+      'config': {'data': {'path': text}},
+    }
+    (tmp_path / text / 'result.json').write_text(json.dumps(result))
+  runs = own_runs.read(str(tmp_path / '*' / 'result.json'))
+  assert sorted(runs.by_family()) == ['laws', 'tales']
 
 
 @pytest.mark.slow
@@ -28,7 +107,7 @@ def test_own_models_of_two_sizes_predict_a_third(
       dataclasses.replace(config, model=model), workdir=tmp_path / str(width)
     )
   pattern = str(tmp_path / '[0-9]*' / 'result.json')
-  runs = data.from_results(pattern)
+  runs = own_runs.read(pattern)
   np.testing.assert_array_equal(runs.sizes, sorted(models.values()))
   for width, size in models.items():
     result = json.loads((tmp_path / str(width) / 'result.json').read_text())

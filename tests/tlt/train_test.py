@@ -480,3 +480,11 @@ def test_a_killed_run_goes_on_with_the_same_answers(
     np.testing.assert_allclose(
       [x[name] for x in found], [x[name] for x in expected], atol=1e-5
     )
+
+
+def test_prompts_that_do_not_fit_are_refused_before_a_model_is_made(
+  tmp_path: pathlib.Path,
+) -> None:
+  with pytest.raises(ValueError, match=r'must hold every prompt, one has \d+'):
+    train.train(small_run.config(max_prompt_tokens=4), workdir=tmp_path)
+  assert not (tmp_path / 'supervised' / 'checkpoints').exists()

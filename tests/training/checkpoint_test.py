@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from efficient_llm.training import checkpoint, manifest
-from tests import binary
+from tests import binary, simulated_devices
 from tests.training import checkpoint_process
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -79,7 +79,7 @@ def _start(
     env={
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={num_devices}',
+      'XLA_FLAGS': simulated_devices.flags(num_devices),
     },
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,

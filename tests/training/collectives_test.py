@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from efficient_llm.training import collectives, hlo
+from tests import simulated_devices
 
 _LAYOUT = collectives.Layout({'data': 2, 'fsdp': 4}, granules=[0] * 8)
 _TWO_SLICES = collectives.Layout(
@@ -73,7 +74,7 @@ def test_compiled_collectives_have_their_axes_counts_and_bytes() -> None:
     env={
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'XLA_FLAGS': simulated_devices.flags(),
     },
     capture_output=True,
     text=True,
