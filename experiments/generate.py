@@ -83,7 +83,7 @@ def run(changes: dict[str, str]) -> int:
   for name in ('checkpoint', 'prompts'):
     if getattr(values, name) is None:
       raise ValueError(f'--{name} must be given; see --help.')
-  target = target_run.find(values.checkpoint)
+  target = target_run.find(values.checkpoint, name='--checkpoint')
   sampling = sampling_lib.SamplingConfig(
     max_new_tokens=values.max_new_tokens,
     temperature=values.temperature,

@@ -117,7 +117,10 @@ def _watch(task, link, begin, log: pathlib.Path) -> int:
       f'--checkpoint={workdir}'
     )
     return exits.DONE
-  runner.say(f'Failed: {ending["reason"]}; the same command continues.')
+  if ending['state'] == 'refused':
+    raise ValueError(ending['reason'])
+  reason = ending['reason'].rstrip('.')
+  runner.say(f'Failed: {reason}; the same command continues.')
   return exits.FAILED
 
 

@@ -101,6 +101,9 @@ class LearnConfig:
         f'learn.batch_size={self.batch_size} must be at least 1; raise it.'
       )
     self.optimizer.validate()
+    optimizer_lib.make_schedule(
+      self.optimizer, num_steps=max(self.num_steps, 1)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

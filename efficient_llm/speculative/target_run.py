@@ -9,19 +9,25 @@ from efficient_llm.training import trained_run
 TargetRun = trained_run.TrainedRun
 
 
-def find(workdir: str | pathlib.Path, *, step: int | None = None) -> TargetRun:
+def find(
+  workdir: str | pathlib.Path,
+  *,
+  step: int | None = None,
+  name: str = '--target',
+) -> TargetRun:
   """Finds the newest whole checkpoint of a run that can have a drafter.
 
   Args:
     workdir: Folder of a pre-training run.
     step: Take this one or fail.
+    name: What the user calls it.
   Raises:
     ValueError: If there is none, or the model is not causal.
   """
-  target = trained_run.find(workdir, name='--target', step=step)
+  target = trained_run.find(workdir, name=name, step=step)
   if not target.model.causal:
     raise ValueError(
-      f'--target={target.workdir} must be a causal model, as only such a one '
+      f'{name}={target.workdir} must be a causal model, as only such a one '
       'can have a drafter; choose another.'
     )
   return target

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from efficient_llm import optimizer as optimizer_lib
 from efficient_llm import sharding
 from efficient_llm.data.tasks import task as task_lib
 from efficient_llm.speculative import drafter_program
@@ -68,6 +69,11 @@ class TltConfig:
     for name in ('num_examples', 'max_prompt_tokens', 'eval_problems'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1.')
+    # Refuses a warm-up that is longer, before any stage.
+    optimizer_lib.make_schedule(
+      self.update.optimizer,
+      num_steps=self.loop.num_steps * self.update.num_updates,
+    )
     if self.plain_every < 0:
       raise ValueError(f'plain_every={self.plain_every} must be at least 0.')
     if self.rollout.max_rounds > 1 and not self.update.drop_uninformative:

@@ -46,7 +46,7 @@ def prepare(
     outcome = _supervise(config, task, folder)
     if outcome.stopped_by is not None:
       return outcome
-  target = target_run.find(folder)
+  target = target_run.find(folder, name='checkpoint')
   problems.check_room(
     task, target.load_tokenizer(), max_prompt_tokens=config.max_prompt_tokens
   )

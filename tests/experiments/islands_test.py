@@ -3,16 +3,21 @@
 import json
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import pytest
 
 from efficient_llm.training import trained_run
+from experiments.configs import islands_cpu
 from tests import binary, tiny
 
 _REASON = 'needs the extra [wan]'
 pytest.importorskip('flwr', reason=_REASON)
 keys: Any = pytest.importorskip('efficient_llm.diloco.wan.keys', reason=_REASON)
+hub_lib: Any = pytest.importorskip(
+  'efficient_llm.diloco.wan.hub', reason=_REASON
+)
 
 
 def test_two_islands_train_with_a_hub_and_never_wait_for_it(
@@ -52,6 +57,33 @@ def test_two_islands_train_with_a_hub_and_never_wait_for_it(
     assert {kind for kind, _, _ in spans} == {'compute', 'sending'}
     # Encoding and applying take some of the time, and clocks are compared.
     assert _share_computed(spans) > 0.5
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_configuration_is_refused_in_one_line(
+  tmp_path: pathlib.Path,
+) -> None:
+  folder = tmp_path / 'keys'
+  keys.make(folder, hosts=[], islands=['known'])
+  config = islands_cpu.get_config()
+  hub = hub_lib.Hub(config, tmp_path / 'hub', clock=time.time)
+  hub.close()
+  process = binary.start(
+    [
+      f'--keys={folder}',
+      '--listen=127.0.0.1',
+      f'--port={binary.free_port()}',
+      '--page=',
+      f'--workdir={tmp_path / "hub"}',
+      f'--config.seed={config.seed + 1}',
+    ],
+    cache=tmp_path / 'programs',
+    module='experiments.island_hub',
+  )
+  code, out, err = binary.finish(process)
+  assert code == 2, out + err
+  line = err.splitlines()[-1]
+  assert line.startswith(f'error: --workdir={tmp_path / "hub"} holds a run of')
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -69,6 +72,36 @@ def test_a_notebook_has_what_a_reader_needs(name: str) -> None:
   # It says what is to be seen, and checks it in the last cell.
   assert '**What you should see:**' in text
   assert '\nassert ' in _cells(name)[-1][1]
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    # The line has a smaller test of its own.
+    pytest.param(name, marks=pytest.mark.slow if name == 'end_to_end' else ())
+    for name in _NAMES
+  ],
+)
+def test_the_cells_run_to_the_end_on_the_cpu(
+  name: str, tmp_path: pathlib.Path
+) -> None:
+  done = subprocess.run(
+    [sys.executable, _FOLDER / f'{name}.py'],
+    cwd=tmp_path,
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'MPLBACKEND': 'agg',
+      'PYTHONPATH': str(_FOLDER.parents[1]),
+      'TMPDIR': str(tmp_path),
+    },
+    timeout=_PATIENCE_SECS,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  # The last cell checks what the reader was told to see.
+  assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow

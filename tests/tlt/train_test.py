@@ -438,6 +438,15 @@ def test_rounds_for_informative_groups_leave_the_others_out() -> None:
     ).validate()
 
 
+def test_a_warm_up_longer_than_the_run_is_refused_before_any_stage() -> None:
+  config = small_run.config()
+  slow = dataclasses.replace(config.update.optimizer, warmup_steps=3)
+  with pytest.raises(ValueError, match='must be below num_steps=3'):
+    dataclasses.replace(
+      config, update=dataclasses.replace(config.update, optimizer=slow)
+    ).validate()
+
+
 def test_a_row_must_hold_the_longest_answer() -> None:
   config = small_run.config()
   with pytest.raises(ValueError, match='raise it to 32'):

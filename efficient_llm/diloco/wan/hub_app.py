@@ -75,7 +75,8 @@ def main(grid: Grid, context: Context) -> None:
       Conversation(hub, grid).run()
     ending = {'state': 'done'}
   except ValueError as error:
-    ending = {'state': 'failed', 'reason': ' '.join(str(error).split())}
+    state = 'refused' if hub is None else 'failed'
+    ending = {'state': state, 'reason': ' '.join(str(error).split())}
     raise
   except Exception as error:
     reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
@@ -228,7 +229,9 @@ class Conversation:
       return
     name = self._nodes[node][0]
     if reply.has_error():
-      logging.warning('Island %s: %s', name, reply.error.reason)
+      # Who has ended does not hear that all is done.
+      if not self._hub.is_done:
+        logging.warning('Island %s: %s', name, reply.error.reason)
       self._hub.appeared(name)
     else:
       self._hub.receive(name, flower_frames.unpack(reply))
