@@ -90,13 +90,14 @@ class Optimizer:
 
 
 def make_schedule(
-  config: OptimizerConfig, *, num_steps: int
+  config: OptimizerConfig, *, num_steps: int, name: str = 'optimizer'
 ) -> Callable[[Any], Any]:
   """Learning rate by step.
 
   Args:
     config: Settings.
     num_steps: Length of the schedule; behind it the last value holds.
+    name: What the user calls the settings.
   Raises:
     ValueError: If warm-up leaves no step for the rest.
   """
@@ -104,7 +105,7 @@ def make_schedule(
   warmup, peak = config.warmup_steps, config.learning_rate
   if warmup >= num_steps and config.schedule != 'constant':
     raise ValueError(
-      f'optimizer.warmup_steps={warmup} must be below {num_steps=}; lower it '
+      f'{name}.warmup_steps={warmup} must be below {num_steps=}; lower it '
       'or train longer.'
     )
   final = peak * config.final_fraction

@@ -22,10 +22,7 @@ _TARGET = flags.DEFINE_string(
 def run(config: drafter_training.DrafterConfig, workdir: pathlib.Path) -> int:
   """Trains and says where to look."""
   if _TARGET.value is not None:
-    target = _TARGET.value
-    if not hub.is_reference(target):
-      target = str(pathlib.Path(target).absolute())
-    config = dataclasses.replace(config, target=target)
+    config = dataclasses.replace(config, target=hub.absolute(_TARGET.value))
     # Again, as a flag that is no field comes after the configuration.
     processes.on_first(lambda: runner.write_config(config, workdir))
   return ending.tell(drafter_training.train(config, workdir=workdir), workdir)

@@ -7,10 +7,10 @@ bytes between chips and an estimate of the time; when it does not fit, the first
 knob to turn. --config.FIELD=VALUE changes a field, as for experiments.pretrain.
 A configuration of the main job gives a line for each stage.
 No data is read: the vocabulary is model.vocab_size. That a run does not fit is
-an answer too: the exit code is 0, and `fits` in the output of --json says it.
+an answer too: the exit code is 0, and `fits` in the output of --json says it,
+for each stage of the main job.
 """
 
-import functools
 import os
 
 import jax
@@ -72,19 +72,17 @@ def run(changes: dict[str, str]) -> int:
     values.config, (pretrain.PretrainConfig, EndToEndConfig), changes
   )
   prepare(name)
-  plan_run = functools.partial(
-    planner.plan,
-    where=topology.load(name),
-    fast=values.fast,
-    max_trials=values.max_trials,
-    matmul_efficiency=values.matmul_efficiency,
-  )
+  options = {
+    'fast': values.fast,
+    'max_trials': values.max_trials,
+    'matmul_efficiency': values.matmul_efficiency,
+  }
   if isinstance(config, EndToEndConfig):
-    stages = costs.plan(config, plan_run)
+    stages = costs.plan(config, topology.load(name), **options)
     print(plan_text.render_stages(stages))
     data = {name: planner.as_dict(plan) for name, plan in stages.items()}
   else:
-    plan = plan_run(config)
+    plan = planner.plan(config, topology.load(name), **options)
     print(plan_text.render(plan))
     data = planner.as_dict(plan)
   if values.json:

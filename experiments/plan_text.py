@@ -51,7 +51,9 @@ def render_stages(stages: Mapping[str, planner.Plan]) -> str:
     )
   rows.append(('in all', *[''] * 5, _duration(total)))
   plans = list(stages.values())
-  first = next((plan for plan in plans if not plan.fits), plans[0])
+  name, first = next(
+    (pair for pair in stages.items() if not pair[1].fits), ('All', plans[0])
+  )
   assumptions = dict.fromkeys(
     text for plan in plans for text in plan.assumptions
   )
@@ -64,9 +66,9 @@ def render_stages(stages: Mapping[str, planner.Plan]) -> str:
       *_aligned(rows),
       '',
       'Assumptions',
-      *(f'  {text}' for text in (*assumptions, costs.NOT_COUNTED)),
+      *(f'  {text}' for text in (*assumptions, *costs.ASSUMPTIONS)),
       '',
-      verdict(first),
+      f'{name}: {verdict(first)}',
     ]
   )
 

@@ -76,9 +76,7 @@ def with_flags(config: TltConfig) -> TltConfig:
   The settings of a task belong to it alone, so another one brings its own.
   """
   if _CHECKPOINT.value is not None:
-    folder = _CHECKPOINT.value
-    if not hub.is_reference(folder):
-      folder = str(pathlib.Path(folder).absolute())
+    folder = hub.absolute(_CHECKPOINT.value)
     config = dataclasses.replace(config, checkpoint=folder)
   name = _TASK.value
   if name is not None and name != config.task.name:

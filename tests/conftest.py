@@ -65,7 +65,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
-  """Compiles a test's programs as users get them: for equality of bits."""
+  """Compiles a test's programs with all optimisations: for equality of bits.
+
+  As users get them, but for the emitters without --slow.
+  """
   jax.clear_caches()
   jax.config.update('jax_disable_most_optimizations', False)
   yield

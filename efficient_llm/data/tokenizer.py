@@ -7,10 +7,11 @@ Every document begins with the tokenizer's `bos_id` and ends with its `eos_id`,
 where it has them.
 """
 
+import contextlib
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -141,7 +142,8 @@ class JsonTokenizer:
     self.fingerprint = _digest(json_text.encode())
 
   def encode(self, text: str) -> np.ndarray:
-    encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    with self._knowing():
+      encoding = self._tokenizer.encode(text, add_special_tokens=False)
     return np.array(encoding.ids, np.int32)
 
   def decode(self, tokens: Iterable[int]) -> str:
@@ -151,13 +153,34 @@ class JsonTokenizer:
   def encode_documents(
     self, documents: Sequence[bytes]
   ) -> tuple[np.ndarray, np.ndarray]:
-    encodings = self._tokenizer.encode_batch_fast(
-      [d.decode() for d in documents], add_special_tokens=False
-    )
+    with self._knowing():
+      encodings = self._tokenizer.encode_batch_fast(
+        [d.decode() for d in documents], add_special_tokens=False
+      )
     return _join([e.ids for e in encodings], self.bos_id, self.eos_id)
 
   def files(self) -> dict[str, bytes]:
     return {'tokenizer.json': self._json_text.encode()}
+
+  @contextlib.contextmanager
+  def _knowing(self) -> Iterator[None]:
+    """Says what text may hold where the tokenizer has no word for a part."""
+    try:
+      yield
+    except Exception as error:
+      # The library raises nothing more special.
+      if 'UNK' not in str(error):
+        raise
+      special = self._tokenizer.get_added_tokens_decoder()
+      words = [
+        word
+        for word, number in sorted(self._tokenizer.get_vocab().items())
+        if number not in special
+      ]
+      raise ValueError(
+        f'The text must be of the {len(words)} words that the tokenizer knows, '
+        f'such as {" ".join(words[:20])}; choose other text.'
+      ) from error
 
 
 class SentencePieceTokenizer:

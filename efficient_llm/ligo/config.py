@@ -101,9 +101,10 @@ class LearnConfig:
         f'learn.batch_size={self.batch_size} must be at least 1; raise it.'
       )
     self.optimizer.validate()
-    optimizer_lib.make_schedule(
-      self.optimizer, num_steps=max(self.num_steps, 1)
-    )
+    if self.num_steps:
+      optimizer_lib.make_schedule(
+        self.optimizer, num_steps=self.num_steps, name='learn.optimizer'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

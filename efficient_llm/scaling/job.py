@@ -86,7 +86,17 @@ def run(
     ValueError: If the rows are bad or cannot carry a law.
   """
   runs = _read(config)
+  if runs is not None and config.runs:
+    for bad in runs.bad_rows:
+      say(f'Left out: {bad.line} {bad.reason}.')
+  elif runs is not None and runs.bad_rows:
+    say(f'{len(runs.bad_rows)} bad rows were left out.')
   if config.mode == 'plan':
+    if runs is not None and config.runs and len(runs.by_family()) > 1:
+      raise ValueError(
+        f'runs={config.runs} are on several texts; set rows.family to one of '
+        f'{", ".join(runs.by_family())}.'
+      )
     target = None if runs is None else target_of(runs, config)
     return plan_report.write(config, runs, target, workdir=workdir)
   if runs is None:
@@ -100,11 +110,6 @@ def run(
       f'{len(families)} families are more than {_MOST_FAMILIES} at a time; set '
       f'rows.family to one of {", ".join(list(families)[:20])}.'
     )
-  if config.runs:
-    for bad in runs.bad_rows:
-      say(f'Left out: {bad.line} {bad.reason}.')
-  elif runs.bad_rows:
-    say(f'{len(runs.bad_rows)} bad rows were left out.')
   answers = []
   for name, rows in families.items():
     say(f'{name}: {len(rows)} rows, {len(rows.sizes)} sizes')
@@ -129,9 +134,12 @@ def run(
     'config': dataclasses.asdict(config),
   }
   parts: list[sections.Section] = []
-  for one in answers:
+  for number, one in enumerate(answers, 1):
     say(f'{one.name}: pictures')
-    parts += _sections(one, config, workdir, len(answers) > 1)
+    # Not by its name, which may be a path.
+    several = len(answers) > 1
+    folder = workdir / 'plots' / (str(number) if several else '')
+    parts += _sections(one, config, folder, several)
   if duels:
     parts.append(
       sections.Table(
@@ -145,7 +153,7 @@ def run(
     parts.append(
       sections.Table(
         'Rows left out',
-        ('line', 'why'),
+        ('run' if config.runs else 'line', 'why'),
         [[bad.line, bad.reason] for bad in runs.bad_rows[:200]],
       )
     )
@@ -238,12 +246,12 @@ def _alike(a: data.Runs, b: data.Runs) -> bool:
 
 def _read(config: ScalingConfig) -> data.Runs | None:
   if config.runs:
-    return own_runs.read(config.runs)
+    return own_runs.read(config.runs, family=config.rows.family)
   return data.read(config.data, config.rows) if config.data else None
 
 
 def _sections(
-  one: Answer, config: ScalingConfig, workdir: pathlib.Path, several: bool
+  one: Answer, config: ScalingConfig, folder: pathlib.Path, several: bool
 ) -> list[sections.Section]:
   p = one.prediction
   law = dict(zip(_NAMES, p.constants.tolist(), strict=True))
@@ -291,7 +299,6 @@ def _sections(
   if len(one.seen.sizes) >= 3:
     pictures.append(_heat_map(one.seen, config))
   drawn = [picture for picture in pictures if picture is not None]
-  folder = workdir / 'plots' / (one.name if several else '')
   for picture in drawn:
     picture.save(folder)
   return [

@@ -73,6 +73,7 @@ class TltConfig:
     optimizer_lib.make_schedule(
       self.update.optimizer,
       num_steps=self.loop.num_steps * self.update.num_updates,
+      name='update.optimizer',
     )
     if self.plain_every < 0:
       raise ValueError(f'plain_every={self.plain_every} must be at least 0.')

@@ -4,13 +4,26 @@ import dataclasses
 import math
 import re
 import time
-from typing import cast
+from typing import Any, Protocol
 
 import jax
 
-from efficient_llm.training import hlo, pretrain, topology
+from efficient_llm.training import hlo, topology
 
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+class Program(Protocol):
+  """A step and shapes with shardings of what it takes."""
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh: ...
+  @property
+  def train_step(self) -> Any: ...
+  @property
+  def abstract_state(self) -> Any: ...
+  @property
+  def abstract_batch(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Compiled:
 
 
 def compile_step(
-  program: pretrain.Program, where: topology.Topology, *, fast: bool
+  program: Program, where: topology.Topology, *, fast: bool
 ) -> Compiled:
   """Compiles the train step of a program as it would run.
 
@@ -55,14 +68,13 @@ def compile_step(
     ValueError: If a library that the program needs is not installed, or the
       compiler does not tell what it needs.
   """
-  train_step = cast(jax.stages.Wrapped, program.train_step)
   level = jax.config.values['jax_optimization_level']
   start = time.perf_counter()
   try:
     if fast:
       jax.config.update('jax_optimization_level', 'O0')
     with jax.set_mesh(program.mesh):
-      lowered = train_step.trace(
+      lowered = program.train_step.trace(
         program.abstract_state, program.abstract_batch
       ).lower(lowering_platforms=(where.platform,))
     compiled = lowered.compile()
@@ -94,18 +106,21 @@ def compile_step(
   return Compiled(memory, hlo.parse(text), fits, secs)
 
 
-def argument_bytes(program: pretrain.Program) -> int:
+def argument_bytes(program: Program) -> int:
   """Bytes of state and batch on one device, by arithmetic."""
+  return device_bytes((program.abstract_state, program.abstract_batch))
+
+
+def device_bytes(tree: Any) -> int:
+  """Bytes of arrays on one device, by their shapes and shardings."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(
-      (program.abstract_state, program.abstract_batch)
-    )
+    for leaf in jax.tree.leaves(tree)
   )
 
 
 def _memory_of_failure(
-  error: RuntimeError, program: pretrain.Program, where: topology.Topology
+  error: RuntimeError, program: Program, where: topology.Topology
 ) -> Memory:
   """Reads the TPU compiler's out-of-memory message.
 

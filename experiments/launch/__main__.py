@@ -34,8 +34,8 @@ _TEXTS = {
 }
 _NUMBERS = {
   'hours': 'After which SLURM ends the job, which then continues.',
-  'grace_secs': 'Between the signal to stop and the end.',
-  'max_restarts': 'After failures, where the target counts them.',
+  'grace_secs': 'Between the signal to stop and the end (not skypilot).',
+  'max_restarts': 'After failures (not slurm, docker).',
 }
 
 
@@ -47,7 +47,11 @@ def define_flags() -> None:
     flags.DEFINE_string(name, getattr(job_lib.Job, name, None), text)
   for name, text in _NUMBERS.items():
     flags.DEFINE_integer(name, getattr(job_lib.Job, name), text)
-  flags.DEFINE_bool('spot', False, 'Cheaper machines that may be taken away.')
+  flags.DEFINE_bool(
+    'spot',
+    False,
+    'Cheaper machines that may be taken away (tpu_vm, gke, skypilot).',
+  )
   flags.DEFINE_bool('dry_run', False, 'Write the files and submit nothing.')
   flags.DEFINE_bool(
     'check', True, "Try the command's flags and configuration here first."

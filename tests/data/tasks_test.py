@@ -484,8 +484,10 @@ def test_decoding_leaves_special_tokens_out(tmp_path):
 @pytest.mark.parametrize('text', ['a c', 'ab', 'A', '<|eos|>', 'a <|pad|> b'])
 def test_an_unknown_word_is_refused(tmp_path, text):
   encoder = _word_tokenizer(tmp_path, ['a', 'b'])
-  with pytest.raises(Exception, match=r'Missing \[UNK\] token'):
+  with pytest.raises(ValueError, match=r'of the 2 words .*, such as a b;'):
     encoder.encode(text)
+  with pytest.raises(ValueError, match='of the 2 words'):
+    encoder.encode_documents([b'a', text.encode()])
 
 
 @pytest.mark.parametrize(

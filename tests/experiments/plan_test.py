@@ -114,7 +114,7 @@ def test_the_main_job_is_planned_stage_by_stage() -> None:
   run = _run(f'--config={path}', '--fast', '--json', num_devices=1)
   assert run.returncode == 0, run.stderr
   *table, last = run.stdout.splitlines()
-  assert table[-1] == 'FITS'
+  assert table[-1] == 'All: FITS'
   stages = json.loads(last)
   config = configuration.load(path, EndToEndConfig)
   assert [f'rung {n}' for n in range(1, len(config.ladder) + 1)] == [
@@ -124,10 +124,16 @@ def test_the_main_job_is_planned_stage_by_stage() -> None:
   assert target['params'] == transformer.num_params(config.target.model)
   assert target['num_steps'] == config.target.loop.num_steps
   assert stages['islands']['num_steps'] == config.islands.num_steps
+  assert stages['target grown']['num_steps'] == config.growth.num_steps
+  # Four islands hold four models, and what they share.
+  assert (
+    stages['islands']['peak_bytes_per_device']
+    > 3 * stages['data-parallel']['memory']['arguments']
+  )
   for name, stage in stages.items():
-    # The number of steps is that stage's, not that of the step's own run.
-    assert stage['flops_total'] == pytest.approx(
-      stage['flops_per_step'] * stage['num_steps']
+    # The seconds are those of so many steps, not of the run that was planned.
+    assert stage['estimate']['total_secs'] == pytest.approx(
+      stage['step_secs_estimate'] * stage['num_steps']
     )
     assert any(line.strip().startswith(name) for line in table)
 

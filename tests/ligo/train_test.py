@@ -322,6 +322,21 @@ def test_auto_needs_something_to_judge_by(
     train.train(dataclasses.replace(config, data=data), workdir=tmp_path)
 
 
+def test_a_warm_up_longer_than_learning_is_refused_if_there_is_learning() -> (
+  None
+):
+  learn = config_lib.LearnConfig(
+    num_steps=3,
+    optimizer=dataclasses.replace(
+      config_lib.LearnConfig().optimizer, warmup_steps=3
+    ),
+  )
+  with pytest.raises(ValueError, match=r'learn\.optimizer\.warmup_steps=3'):
+    learn.validate()
+  # As of the trials that learn nothing.
+  dataclasses.replace(learn, num_steps=0).validate()
+
+
 def test_moments_need_an_optimiser_of_the_same_build(
   folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

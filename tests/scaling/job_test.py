@@ -65,7 +65,7 @@ def test_a_file_becomes_a_prediction_with_pictures(
   page = (tmp_path / 'out' / 'report.html').read_text()
   for title in ('Loss over compute', 'Residuals', 'Exponents by bootstrap'):
     assert title in page
-  assert len(list((tmp_path / 'out' / 'plots' / 'a').glob('*.png'))) >= 4
+  assert len(list((tmp_path / 'out' / 'plots' / '1').glob('*.png'))) >= 4
 
 
 def test_a_plan_keeps_to_its_budget(tmp_path: pathlib.Path) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,34 +43,46 @@ def test_own_runs_give_their_learning_curves(tmp_path: pathlib.Path) -> None:
     own_runs.read(str(tmp_path / '*' / 'result.json'))
 
 
+def _write(
+  folder: pathlib.Path, losses: Sequence[float] = (4.0, 3.0, 2.0), **more: Any
+) -> None:
+  """A run of a million parameters, evaluated every thousand tokens."""
+  folder.mkdir(parents=True)
+  result = {'num_params': 1e6, 'num_tokens': 1000 * len(losses), **more}
+  (folder / 'result.json').write_text(json.dumps(result))
+  records = [
+    {'kind': 'eval', 'step': i, 'time': 0, 'tokens': 1000 * i, 'loss': loss}
+    for i, loss in enumerate(losses, 1)
+  ]
+  (folder / 'metrics.jsonl').write_text(
+    ''.join(json.dumps(record) + '\n' for record in records)
+  )
+
+
+_COUNTS = {'num_params': 1, 'num_tokens': 1}
+
+
 @pytest.mark.parametrize(
   ('result', 'why'),
   [
     ({'utilization': 0.5}, 'it lacks num_params'),
     ({'num_params': 1}, 'it lacks num_tokens'),
-    (
-      {'num_params': 1, 'num_tokens': 1, 'eval_acceptance_1': 0.5},
-      'of a drafter',
-    ),
-    ({'num_params': 1, 'num_tokens': 1, 'growth': {}}, 'model was grown'),
-    (
-      {'num_params': 1, 'num_tokens': 1, 'config': {'start': 'out/a'}},
-      'has a start',
-    ),
+    ({**_COUNTS, 'target': {}}, 'of a drafter'),
+    ({**_COUNTS, 'growth': {}}, 'model was grown'),
+    ({**_COUNTS, 'config': {'start': 'out/a'}}, 'has a start'),
+    (_COUNTS, 'has no evaluation'),
+    ({**_COUNTS, 'eval_loss': math.nan}, 'no finite loss'),
   ],
 )
-def test_what_is_not_trained_from_nothing_is_left_out_and_named(
+def test_what_the_laws_do_not_speak_of_is_left_out_and_named(
   result: dict[str, Any], why: str, tmp_path: pathlib.Path
 ) -> None:
-  for name, one in (
-    ('a', result),
-    ('b', {'num_params': 1, 'num_tokens': 1, 'eval_loss': 2.0}),
-  ):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / 'result.json').write_text(json.dumps(one))
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'a' / 'result.json').write_text(json.dumps(result))
+  _write(tmp_path / 'b')
   pattern = str(tmp_path / '*' / 'result.json')
   runs = own_runs.read(pattern)
-  assert len(runs) == 1
+  assert len(runs) == 3
   (bad,) = runs.bad_rows
   assert bad.line == str(tmp_path / 'a' / 'result.json')
   assert why in bad.reason
@@ -77,20 +91,68 @@ def test_what_is_not_trained_from_nothing_is_left_out_and_named(
     own_runs.read(pattern)
 
 
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'path': 'laws'},
+    {'tokenizer': 'bpe:512'},
+    {'objective': 'masked'},
+    {'validation_path': 'laws'},
+  ],
+)
 def test_runs_on_another_text_are_another_family(
+  changes: dict[str, str], tmp_path: pathlib.Path
+) -> None:
+  text = {'path': 'tales'}
+  _write(tmp_path / 'a', config={'data': text})
+  _write(tmp_path / 'b', config={'data': text | changes})
+  pattern = str(tmp_path / '*' / 'result.json')
+  (other,) = set(own_runs.read(pattern).by_family()) - {'tales'}
+  assert len(own_runs.read(pattern, family=other)) == 3
+  with pytest.raises(ValueError, match=r'must be one of .*tales'):
+    own_runs.read(pattern, family='fables')
+
+
+def test_runs_on_islands_are_a_family_of_their_own(
   tmp_path: pathlib.Path,
 ) -> None:
-  for text in ('tales', 'laws'):
-    (tmp_path / text).mkdir()
-    result = {
-      'num_params': 1,
-      'num_tokens': 1,
-      'eval_loss': 2.0,
-      'config': {'data': {'path': text}},
-    }
-    (tmp_path / text / 'result.json').write_text(json.dumps(result))
+  config = {'data': {'path': 'tales'}}
+  _write(tmp_path / 'a', config=config)
+  _write(tmp_path / 'b', config=config, islands=4)
   runs = own_runs.read(str(tmp_path / '*' / 'result.json'))
-  assert sorted(runs.by_family()) == ['laws', 'tales']
+  assert set(runs.by_family()) == {'tales', 'tales on 4 islands'}
+
+
+def test_a_text_of_which_there_is_too_little_does_not_end_the_others(
+  tmp_path: pathlib.Path,
+) -> None:
+  _write(tmp_path / 'a', config={'data': {'path': 'tales'}})
+  _write(tmp_path / 'b', [3.0], config={'data': {'path': 'laws'}})
+  pattern = str(tmp_path / '*' / 'result.json')
+  runs = own_runs.read(pattern)
+  assert set(runs.by_family()) == {'tales'}
+  (bad,) = runs.bad_rows
+  assert 'at least 3 for any law' in bad.reason
+
+
+def test_pictures_of_several_texts_stay_in_the_workdir(
+  tmp_path: pathlib.Path,
+) -> None:
+  texts = tmp_path / 'texts'
+  texts.mkdir()
+  _write(tmp_path / 'a', config={'data': {'path': 'stdlib'}})
+  _write(tmp_path / 'b', config={'data': {'path': str(texts)}})
+  config = ScalingConfig(runs=str(tmp_path / '*' / 'result.json'))
+  result = job.run(config, workdir=tmp_path / 'out', say=lambda line: None)
+  assert len(result['predictions']) == 2
+  # Losses on different texts are not compared.
+  assert result['a_or_b'] == []
+  assert not list(texts.iterdir())
+  for part in ('1', '2'):
+    assert list((tmp_path / 'out' / 'plots' / part).glob('*.png'))
+  planned = dataclasses.replace(config, mode='plan')
+  with pytest.raises(ValueError, match=r'set rows\.family'):
+    job.run(planned, workdir=tmp_path / 'plan', say=lambda line: None)
 
 
 @pytest.mark.slow

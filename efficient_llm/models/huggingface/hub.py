@@ -16,6 +16,11 @@ def is_reference(name: object) -> bool:
   return str(name).startswith(PREFIX)
 
 
+def absolute(name: str) -> str:
+  """The same checkpoint or folder, named from anywhere."""
+  return name if is_reference(name) else str(pathlib.Path(name).absolute())
+
+
 def folder(reference: str) -> pathlib.Path:
   """The folder that a name stands for; a repository is fetched into one.
 
