@@ -24,6 +24,7 @@ from efficient_llm.diloco import state as state_lib
 from efficient_llm.diloco.config import DilocoConfig
 from efficient_llm.diloco.schedule import Event, Schedule
 from efficient_llm.diloco.state import DilocoState
+from efficient_llm.models import attention
 from efficient_llm.training import batch_layout, pretrain, step
 from efficient_llm.training import state as train_state
 
@@ -77,7 +78,7 @@ def build(config: DilocoConfig, mesh: Mesh) -> Program:
     ValueError: If islands, model or batch do not fit the mesh.
   """
   _check_islands(config, mesh)
-  parts = pretrain.make_parts(config, mesh)
+  parts = pretrain.make_parts(_mapped(config, mesh), mesh)
   setup = exchange.Setup(
     config,
     outer.make_optimizer(config.outer, num_islands=config.islands),
@@ -147,6 +148,19 @@ def build(config: DilocoConfig, mesh: Mesh) -> Program:
     eval_sharding=eval_sharding,
     sent_bytes=_sent_bytes(setup, abstract.params),
   )
+
+
+def _mapped(config: DilocoConfig, mesh: Mesh) -> DilocoConfig:
+  """With an attention that several islands can be mapped over."""
+  chosen = attention.choose(
+    config.model.attention_implementation, mesh.devices.flat[0].platform
+  )
+  if config.islands == 1 or chosen != 'cudnn':
+    return config
+  model = dataclasses.replace(
+    config.model, attention_implementation='cudnn_mapped'
+  )
+  return dataclasses.replace(config, model=model)
 
 
 def _check_islands(config: DilocoConfig, mesh: Mesh) -> None:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from efficient_llm import sharding
-from efficient_llm.models import cached_attention, kv_cache
+from efficient_llm.models import cached_attention, cudnn_attention, kv_cache
 
 Implementation = Literal[
-  'auto', 'xla', 'cudnn', 'splash', 'pallas_tpu', 'pallas_gpu'
+  'auto', 'xla', 'cudnn', 'cudnn_mapped', 'splash', 'pallas_tpu', 'pallas_gpu'
 ]
 
 
@@ -138,15 +138,12 @@ def attend(
     return _splash(q_BTNH, k_BSKH, v_BSKH, mask)
   # cuDNN wants half precision and more than a handful of queries.
   half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-  if implementation == 'cudnn' and half and num_queries >= 64:
-    return jax.nn.dot_product_attention(
-      q_BTNH,
-      k_BSKH,
-      v_BSKH,
-      mask=mask.dense(),
-      is_causal=mask.causal and mask.allowed_BTS is None,
-      implementation='cudnn',
-    )
+  if implementation.startswith('cudnn') and half and num_queries >= 64:
+    causal = mask.causal and mask.allowed_BTS is None
+    attend_to = cudnn_attention.attend
+    if implementation == 'cudnn_mapped':
+      attend_to = cudnn_attention.attend_mapped
+    return attend_to(q_BTNH, k_BSKH, v_BSKH, mask.dense(), causal)
   return _xla(q_BTNH, k_BSKH, v_BSKH, mask)
 
 

@@ -44,8 +44,8 @@ class TransformerConfig:
     remat: What the backward pass recomputes: 'none', 'dots' (all but matrix
       products) or 'full' (every layer from its input).
     scan_unroll: Layers per iteration of the layer scan.
-    attention_implementation: 'xla', 'cudnn', 'splash', 'pallas_tpu',
-      'pallas_gpu'; 'auto' by platform.
+    attention_implementation: 'xla', 'cudnn' ('cudnn_mapped' for islands on one
+      device), 'splash', 'pallas_tpu', 'pallas_gpu'; 'auto' by platform.
     patch_size: Pixels along the side of a square patch; None for text.
     image_size: Pixels along the side of a square image.
     image_channels: Colours of a pixel.
