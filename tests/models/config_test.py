@@ -37,7 +37,7 @@ _IMAGES = {
     (
       {'attention_implementation': 'flash'},
       "model.attention_implementation='flash' must be one of auto, xla, "
-      'cudnn, splash, pallas_tpu, pallas_gpu.',
+      'cudnn, cudnn_mapped, splash, pallas_tpu, pallas_gpu.',
     ),
     (
       {'embed_dim': 100, 'num_heads': 3},
