@@ -142,6 +142,6 @@ def test_a_killed_line_ends_with_the_same_report(
     assert 'No data was recorded' not in text
     # Self-contained: nothing is fetched.
     assert 'src=' not in text
-    assert 'http' not in text.split('<main>')[0]
+    assert '://' not in text.split('<main>')[0]
   for width in (1280, 390):
     browser.check_page(tmp_path / 'whole' / 'report.html', width=width)
