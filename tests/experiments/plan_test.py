@@ -22,6 +22,11 @@ _SMALL = (
   '--config.model.vocab_size=320',
   '--config.data.path=/there/is/no/such/text',
 )
+_HAS_CUDA = all(
+  # In this order: a part of what is missing raises.
+  importlib.util.find_spec(name)
+  for name in ('jax_cuda13_plugin', 'nvidia', 'nvidia.cudnn')
+)
 _HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None
 _needs_libtpu = pytest.mark.skipif(
   not _HAS_LIBTPU, reason='the TPU compiler (libtpu) is not installed'
@@ -183,6 +188,21 @@ def test_the_train_step_compiles_for_a_tpu_that_is_not_here() -> None:
   assert plan['num_devices'] == 4
   assert {tuple(c['mesh_axes']) for c in plan['collectives']} == {('fsdp',)}
   assert plan['estimate']['memory_secs'] > 0
+
+
+@pytest.mark.skipif(
+  not _HAS_CUDA, reason='the CUDA plug-in or cuDNN is not installed'
+)
+def test_the_main_job_compiles_for_a_gpu_its_islands_too() -> None:
+  run = _run(
+    '--config=experiments/configs/end_to_end_gpu.py',
+    '--topology=h100:1',
+    '--fast',
+    '--max_trials=0',
+    num_devices=1,
+  )
+  assert run.returncode == 0, run.stderr
+  assert run.stdout.splitlines()[-1] == 'All: FITS'
 
 
 @_needs_libtpu
